@@ -1,0 +1,61 @@
+# One command each; the first one sets up .venv, later ones find it in place.
+#   make localnet ARGS="--miners 4 --epochs 2"     options of the command behind the target
+#   make localnet PYTHON=python3.12                another interpreter (3.11 or newer)
+#   TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu make test    where torch alone comes from
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup localnet test bench lint clean
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PY := $(VENV)/bin/python
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(PY) -m pip install --progress-bar off
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements.txt)
+# of pip's talk only what shows that it is alive, and its errors
+PROGRESS := 2> >(grep -v '^WARNING' >&2) | awk '/Downloading .*[0-9.]+ MB/ {print "   " $$1 " " $$2 " " $$3 " " $$4; fflush()} \
+	/^Installing collected/ {print "    installing " gsub(/,/, "") + 1 " packages"; fflush()}'
+STAMP := $(VENV)/.installed
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(STAMP) ## create .venv and install everything
+
+localnet: $(STAMP) ## run the whole subnet on this machine on real text; ARGS="--help" explains the options
+	@$(PY) -m subnet.localnet $(ARGS)
+
+test: $(STAMP) ## type check and all tests; ARGS="-k name" picks some
+	@$(PY) -m mypy
+	@$(PY) -m pytest $(ARGS)
+
+bench: $(STAMP) ## print the benchmark table and write bench.json
+	@$(PY) -m subnet.simulation.bench $(ARGS)
+
+lint: $(STAMP) ## style and types
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+clean: ## remove .venv and caches; runs/ stays
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): requirements.txt setup.py pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed;" \
+		"install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is" \
+		"$$($(PYTHON) -V 2>&1); IOTA needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		echo "==> creating $(VENV) with $$($(PYTHON) -V)"; \
+		$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+			echo "error: $(PYTHON) cannot create a venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }; \
+	fi
+	@echo "==> installing $(TORCH)$${TORCH_INDEX_URL:+ from $$TORCH_INDEX_URL} (the largest part, up to minutes)"
+	@$(PIP) $${TORCH_INDEX_URL:+--index-url "$$TORCH_INDEX_URL"} "$(TORCH)" $(PROGRESS)
+	@echo "==> installing the rest"
+	@$(PIP) -r requirements.txt $(PROGRESS)
+	@$(PIP) --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "==> ready"

@@ -1,0 +1,298 @@
+"""The typed config tree: every setting of every command, and the one place that reads the environment.
+
+Law: a setting is a field that explains itself: type, default, limits and one sentence with its unit. Flags, --help and
+error lines are made from the fields, so they cannot disagree with them. Precedence: flag, environment, default. What
+all parties must agree on is no setting but part of the RunSpec (`presets`). Secrets never appear in a repr or a log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from subnet.errors import ConfigError
+
+C = TypeVar("C", bound="Config")
+
+
+def _about(sentence: str, **limits: Any) -> Meta:
+    """A field's sentence and its limits; `env` names a variable, `choices` the allowed values, `secret` hides it."""
+    extra: dict[str, Any] = {n: limits.pop(n) for n in ("env", "choices", "secret", "metavar") if n in limits}
+    return Meta(description=sentence, extra=extra, **limits)
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all settings. Its repr hides secrets."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{name}={'***' if one.extra.get('secret') and getattr(self, name) else repr(getattr(self, name))}"
+            for name, one in settings(type(self)).items()
+        )
+        return f"{type(self).__name__}({shown})"
+
+
+LogLevel = Annotated[
+    str, _about("least severe log line to write", choices=("DEBUG", "INFO", "WARNING", "ERROR"), env="IOTA_LOG_LEVEL")
+]
+Device = Annotated[
+    str, _about("torch device: cpu, cuda, cuda:N or mps", pattern=r"^(cpu|mps|cuda(:\d+)?)$", metavar="DEVICE")
+]
+WalletName = Annotated[str, _about("wallet (coldkey) name", env="BT_WALLET", min_length=1, metavar="NAME")]
+WalletHotkey = Annotated[
+    str, _about("hotkey name in that wallet", env="BT_WALLET_HOTKEY", min_length=1, metavar="NAME")
+]
+WalletPath = Annotated[str, _about("folder of the wallets", env="BT_WALLET_PATH", metavar="DIR")]
+OrchestratorUrl = Annotated[
+    str,
+    _about(
+        "orchestrator's address, such as http://127.0.0.1:8091",
+        env="IOTA_ORCHESTRATOR",
+        pattern=r"^https?://\S+$",
+        metavar="URL",
+    ),
+]
+
+
+class LocalnetConfig(Config, frozen=True, kw_only=True):
+    """`python -m subnet.localnet`: the whole subnet as processes on this machine."""
+
+    miners: Annotated[int, _about("miner processes to start", ge=1, le=256)] = 6
+    stages: Annotated[int, _about("stages the model is cut into", ge=1, le=64)] = 3
+    epochs: Annotated[int, _about("epochs (merges of every stage) until the run is finished", ge=1, le=100_000)] = 3
+    seed: Annotated[int, _about("seed of the data order, the first parameters and the faults", ge=0, le=2**31)] = 7
+    text: Annotated[
+        str, _about("text file, or folder of .txt files, to train on; default: the King James Bible", metavar="PATH")
+    ] = ""
+    preset: Annotated[str, _about("model and rules to run: a name in subnet.presets", metavar="NAME")] = "laptop"
+    micro_batch_size: Annotated[int, _about("B, sequences in a micro-batch", ge=1, le=1024)] = 8
+    seq_len: Annotated[int, _about("T, tokens in a sequence", ge=8, le=65_536)] = 128
+    num_microbatches_min: Annotated[
+        int, _about("B_min, micro-batches each miner does before its stage merges; 0: the preset's", ge=0, le=100_000)
+    ] = 0
+    device: Device = "cpu"
+    run_dir: Annotated[
+        str, _about("folder for everything the run writes; default: runs/<UTC time>-seed<seed>", metavar="DIR")
+    ] = ""
+    resume: Annotated[str, _about("continue the stopped run in this folder", metavar="RUN_DIR")] = ""
+    report: Annotated[str, _about("where the JSON report goes", metavar="PATH")] = "localnet-report.json"
+    cache_dir: Annotated[str, _about("folder for tokenised text, shared by all runs", metavar="DIR")] = "runs/.cache"
+    sample: Annotated[str, _about("print text generated from the last checkpoint, beginning with this")] = ""
+    port: Annotated[int, _about("port of the orchestrator on 127.0.0.1; 0: a free one", ge=0, le=65_535)] = 0
+    kill_miner_every_s: Annotated[
+        float, _about("kill a random miner (SIGKILL) at this interval once training began; 0: never", ge=0)
+    ] = 0.0
+    restart_after_s: Annotated[float, _about("start a dead miner again after this time", ge=0)] = 5.0
+    join_after_s: Annotated[
+        float, _about("one more miner joins this long after training began; 0: never", ge=0)
+    ] = 0.0
+    log_level: LogLevel = "INFO"
+
+    def __post_init__(self) -> None:
+        if self.miners < self.stages:
+            raise ConfigError(
+                "--miners",
+                f"{self.miners} cannot fill {self.stages} stages",
+                f"give at least {self.stages}, or fewer --stages",
+            )
+
+
+class OrchestratorConfig(Config, frozen=True, kw_only=True):
+    """`python -m subnet.orchestrator`: hosts one run."""
+
+    run_dir: Annotated[str, _about("run folder with opening.json, registered.json and wallets", metavar="DIR")]
+    host: Annotated[str, _about("address to listen on", min_length=1)] = "127.0.0.1"
+    port: Annotated[int, _about("port to listen on", ge=0, le=65_535)] = 8091
+    resume: Annotated[bool, _about("continue from the folder's journal instead of opening a new run")] = False
+    epochs: Annotated[int, _about("epochs until the run is finished; 0: as it was opened", ge=0)] = 0
+    journal_url: Annotated[
+        str,
+        _about(
+            "SQLAlchemy URL of the journal; default: journal.sqlite in the run folder",
+            env="IOTA_JOURNAL_URL",
+            secret=True,
+        ),
+    ] = ""
+    log_level: LogLevel = "INFO"
+
+
+class MinerConfig(Config, frozen=True, kw_only=True):
+    """`python neurons/miner.py`: trains one stage."""
+
+    orchestrator: OrchestratorUrl
+    wallet: WalletName = "default"
+    wallet_hotkey: WalletHotkey = "default"
+    wallet_path: WalletPath = "~/.bittensor/wallets"
+    device: Device = "cpu"
+    threads: Annotated[int, _about("CPU threads torch may use", ge=1, le=1024)] = 1
+    work_dir: Annotated[str, _about("folder for downloaded files and receipts.jsonl", metavar="DIR")] = "miner-work"
+    log_level: LogLevel = "INFO"
+
+
+class EvaluatorConfig(Config, frozen=True, kw_only=True):
+    """`python -m subnet.validator.evaluator`: measures the merged model on held-out text."""
+
+    orchestrator: OrchestratorUrl
+    wallet: WalletName = "default"
+    wallet_hotkey: WalletHotkey = "default"
+    wallet_path: WalletPath = "~/.bittensor/wallets"
+    run_dir: Annotated[str, _about("run folder whose merged parameters are evaluated", metavar="DIR")]
+    device: Device = "cpu"
+    threads: Annotated[int, _about("CPU threads torch may use", ge=1, le=1024)] = 1
+    log_level: LogLevel = "INFO"
+
+
+# ---- flags -----------------------------------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """What a field says about itself."""
+
+    hint: Any
+    """Its annotated type."""
+    meta: Meta
+    extra: Mapping[str, Any]
+
+
+def settings(config: type[Config]) -> dict[str, Setting]:
+    """By field name."""
+    found = {}
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        meta = next(part for part in hint.__metadata__ if isinstance(part, Meta))
+        found[name] = Setting(hint, meta, meta.extra or {})
+    return found
+
+
+def flag(name: str) -> str:
+    """The flag of a field: durations drop their unit, since their values carry one (20s)."""
+    return "--" + name.removesuffix("_s").replace("_", "-")
+
+
+def parse(config: type[C], argv: Sequence[str], prog: str) -> C:
+    """Settings from the command line and the environment. Raises ConfigError naming the flag."""
+    return build(config, given(config, argv, prog))
+
+
+def given(config: type[Config], argv: Sequence[str], prog: str) -> dict[str, Any]:
+    """Only what the command line and the environment really name, checked field by field."""
+    parser = _Parser(prog=prog, description=config.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    defaults = {field.name: field.default for field in msgspec.structs.fields(config)}
+    for name, one in settings(config).items():
+        _add_flag(parser, name, one, defaults[name])
+    values = vars(parser.parse_args(list(argv)))
+    for name, one in settings(config).items():
+        variable = one.extra.get("env")
+        if name not in values and variable and os.environ.get(variable):
+            values[name] = os.environ[variable]
+    return {name: _checked(config, name, value) for name, value in values.items()}
+
+
+def build(config: type[C], values: Mapping[str, Any]) -> C:
+    """The whole from its given parts. Raises ConfigError for a missing field and for fields that disagree."""
+    for field in msgspec.structs.fields(config):
+        if field.required and field.name not in values:
+            one = settings(config)[field.name]
+            variable = one.extra.get("env")
+            remedy = f"give the {one.meta.description}" + (f", or set {variable}" if variable else "")
+            raise ConfigError(flag(field.name), "is missing", remedy)
+    return config(**values)
+
+
+def load(config: type[C], path: Path) -> C:
+    """Settings written by `save`. Raises ConfigError when the file is missing or does not fit."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=config)
+    except OSError as error:
+        raise ConfigError(str(path), error.strerror or "cannot be read", "name the folder of an earlier run") from None
+    except msgspec.MsgspecError as error:
+        raise ConfigError(str(path), str(error), "it was written by another version; start a new run") from None
+
+
+def save(config: Config, path: Path) -> None:
+    """For another process of the same run to `load`; configs with secrets are never saved."""
+    assert not any(one.extra.get("secret") for one in settings(type(config)).values())
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """This process's environment with additions, for the processes it starts."""
+    return {**os.environ, **extra}
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Shows an operator's mistake as one line on stderr with exit code 2; every command's main runs inside."""
+    try:
+        yield
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, except that a mistake is a ConfigError instead of a usage page."""
+
+    def error(self, message: str) -> NoReturn:
+        named = re.match(r"argument (--[a-z-]+): (.*)", message)
+        field, problem = (named[1], named[2]) if named else ("command line", message)
+        raise ConfigError(field, problem, "see --help")
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, one: Setting, default: Any) -> None:
+    sentence = (one.meta.description or "").replace("%", "%%")
+    facts = []
+    if not isinstance(default, bool) and default not in (msgspec.NODEFAULT, "", 0, 0.0):
+        facts.append(f"default: {default:g}s" if name.endswith("_s") else f"default: {default}")
+    if default is msgspec.NODEFAULT:
+        facts.append("required")
+    if variable := one.extra.get("env"):
+        facts.append(f"or {variable}")
+    if facts:
+        sentence += f" ({'; '.join(facts)})"
+    if one.hint.__origin__ is bool:
+        parser.add_argument(flag(name), dest=name, action="store_true", help=sentence)
+        return
+    kind = "DURATION" if name.endswith("_s") else "N" if one.hint.__origin__ is int else "TEXT"
+    metavar = one.extra.get("metavar") or "|".join(one.extra.get("choices", ())) or kind
+    parser.add_argument(flag(name), dest=name, metavar=metavar, help=sentence)
+
+
+def _checked(config: type[Config], name: str, value: Any) -> Any:
+    hint, meta, extra = settings(config)[name]
+    shown = "the value given" if extra.get("secret") else repr(value)
+    if name.endswith("_s"):
+        value = _duration_s(flag(name), value)
+    choices = extra.get("choices")
+    if choices and value not in choices:
+        raise ConfigError(flag(name), f"{shown} is not known", f"choose one of {', '.join(choices)}")
+    try:
+        return msgspec.convert(value, hint, strict=False)
+    except msgspec.ValidationError:
+        raise ConfigError(flag(name), f"{shown} does not fit", f"write {_expected(hint, meta)}") from None
+
+
+def _expected(hint: Any, meta: Meta) -> str:
+    if hint.__origin__ is str:
+        return f"the {meta.description}"
+    number = "a whole number" if hint.__origin__ is int else "a number"
+    limits = f" from {meta.ge}" + ("" if meta.le is None else f" to {meta.le}")
+    return f"{number}{limits} ({meta.description})"
+
+
+_UNITS_S = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _duration_s(field: str, text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)", text.strip())
+    if match is None:
+        raise ConfigError(field, f"{text!r} is no duration", "write a number with a unit: 500ms, 20s, 5m or 1h")
+    return float(match[1]) * _UNITS_S[match[2]]

@@ -1,0 +1,272 @@
+"""The run as a pure machine: `handle(state, envelope) -> Decision`, and the run state is the fold of the journal.
+
+Law: `handle` changes `state` in place and nothing else; no I/O, no clock, no randomness but what the envelope brings.
+So a restart is a replay, a race is a unit test, and anyone who holds the journal can recompute every decision. The
+shell journals the envelope first, calls `handle`, performs the effects, replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import assert_never
+
+import msgspec
+
+from subnet.coordination import members, merge_results, passes, rounds, routing
+from subnet.coordination.notices import finished, notice_for
+from subnet.coordination.state import DrawSecret, Effect, Evaluation, Offer, Say, StageState, State
+from subnet.errors import InvariantViolation
+from subnet.protocol.ids import Epoch, Hotkey, ItemId, Phase, Stage
+from subnet.protocol.messages import (
+    Envelope,
+    Evaluated,
+    Exchange,
+    ExchangeReply,
+    Failed,
+    Join,
+    Noted,
+    ObjectChecked,
+    PassDone,
+    PassWork,
+    Refusal,
+    Refused,
+    Registered,
+    Reply,
+    Result,
+    RunOpened,
+    RunResumed,
+    SecretDrawn,
+    ShardRecomputed,
+    Tick,
+    Verdict,
+)
+from subnet.protocol.reasons import Reason
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What follows from one envelope."""
+
+    reply: Reply | None
+    """To the sender; None for the orchestrator's own records."""
+    effects: tuple[Effect, ...]
+
+
+def open_run(envelope: Envelope) -> State:
+    """The state after the journal's first record, which must be a RunOpened."""
+    opened = envelope.message
+    if not isinstance(opened, RunOpened):
+        raise InvariantViolation(f"a journal begins with run-opened, not with {type(opened).__name__}")
+    stages = [
+        StageState(
+            stage=Stage(index),
+            epoch=Epoch(0),
+            phase=Phase.TRAINING,
+            phase_since=envelope.at,
+            opened_at=envelope.at,
+            parameters=start.parameters,
+            momentum=start.momentum,
+            sentence="the run has begun",
+        )
+        for index, start in enumerate(opened.starts)
+    ]
+    if len(stages) != opened.spec.num_stages:
+        raise InvariantViolation(f"{len(stages)} starts for {opened.spec.num_stages} stages")
+    return State(
+        spec=opened.spec,
+        spec_digest=opened.spec.digest(),
+        evaluators=opened.evaluators,
+        target_epochs=opened.target_epochs,
+        opened_at=envelope.at,
+        at=envelope.at,
+        stages=stages,
+    )
+
+
+def replay(bodies: Iterable[bytes]) -> State:
+    """Fold a journal. Raises InvariantViolation when it is empty."""
+    decoder = msgspec.json.Decoder(Envelope)
+    state: State | None = None
+    for body in bodies:
+        envelope = decoder.decode(body)
+        if state is None:
+            state = open_run(envelope)
+        else:
+            handle(state, envelope)
+    if state is None:
+        raise InvariantViolation("the journal is empty")
+    return state
+
+
+def handle(state: State, envelope: Envelope) -> Decision:
+    """Decide what one envelope means; every record of a journal after the first comes through here."""
+    if envelope.at < state.at:
+        raise InvariantViolation(f"time runs backwards in the journal: {envelope.at} after {state.at}")
+    state.at = at = envelope.at
+    reply, effects = _dispatch_message(state, envelope)
+    effects += _go_on(state, at)
+    if isinstance(envelope.message, Exchange) and isinstance(reply, ExchangeReply):
+        reply = exchange_reply(state, envelope.sender, envelope.message, reply.verdicts)
+    return Decision(reply, tuple(effects))
+
+
+def _dispatch_message(state: State, envelope: Envelope) -> tuple[Reply | None, list[Effect]]:
+    message, sender, at = envelope.message, envelope.sender, envelope.at
+    match message:
+        case Exchange():
+            return _exchange(state, sender, message, at)
+        case Join():
+            return members.join(state, sender, message, at)
+        case Evaluated():
+            return _evaluated(state, sender, message, at), []
+        case Tick():
+            return None, []
+        case Registered():
+            return None, members.register(state, message, at)
+        case SecretDrawn():
+            state.secrets[message.epoch] = message.secret
+            for old in sorted(state.secrets)[:-8]:
+                del state.secrets[old]
+            return None, []
+        case ShardRecomputed():
+            return None, _recomputed(state, message)
+        case ObjectChecked():
+            return None, _object_checked(state, message)
+        case Refused():
+            state.refusals[message.reason] = state.refusals.get(message.reason, 0) + message.times
+            return None, []
+        case RunResumed():
+            return None, members.resume(state, message, at)
+        case RunOpened():
+            raise InvariantViolation("run-opened in the middle of a journal")
+        case _:
+            assert_never(message)
+
+
+def _go_on(state: State, at: float) -> list[Effect]:
+    """Everything that follows from the state itself: deadlines, silence, merges, new work."""
+    effects: list[Effect] = [Say(line) for line in routing.expire_offers(state, at)]
+    effects += members.notice_silence(state, at)
+    newest = max(stage.epoch for stage in state.stages)
+    if state.secret_asked < newest:
+        state.secret_asked = newest
+        effects.append(DrawSecret(Epoch(newest)))
+    if not state.secrets:
+        return effects
+    for stage in state.stages:
+        effects += rounds.advance(state, stage, at)
+    if state.target_epochs and all(
+        stage.epoch >= state.target_epochs and stage.phase is Phase.TRAINING for stage in state.stages
+    ):
+        said = f"all {state.target_epochs} epochs are merged"
+        effects += rounds.pause_all(state, at, Reason.TARGET_REACHED, said)
+    effects += routing.dispatch(state, at)
+    return effects
+
+
+# ---- exchange --------------------------------------------------------------------------------------------------------
+
+
+def _exchange(state: State, sender: Hotkey, message: Exchange, at: float) -> tuple[Reply, list[Effect]]:
+    refusal = members.refuse_exchange(state, sender, message.session)
+    if refusal is not None:
+        return refusal, []
+    miner = state.miners[sender]
+    miner.last_seen, miner.ready = at, True
+    effects: list[Effect] = []
+    verdicts = []
+    for result in message.results:
+        verdict, more = _result(state, sender, result, at)
+        key = f"{verdict.outcome}/{verdict.reason.value}"
+        state.outcomes[key] = state.outcomes.get(key, 0) + 1
+        verdicts.append(verdict)
+        effects += more
+    unseen = sum(1 for o in _open(state, sender) if isinstance(o.work, PassWork) and o.item not in message.holding)
+    miner.free_slots = min(message.free_slots, state.spec.routing.slots_max) - unseen
+    placeholder = ExchangeReply(verdicts=tuple(verdicts), work=(), drop=(), notice=notice_for(state, sender))
+    return placeholder, effects
+
+
+def _result(state: State, sender: Hotkey, result: Result, at: float) -> tuple[Verdict, list[Effect]]:
+    offer = state.offers.get(result.item)
+    if offer is None:
+        return passes.unknown_item(state, sender, result.item), []
+    if offer.hotkey != sender:
+        return passes.reject(state, result.item, Reason.NOT_YOURS, "given to another hotkey", sender), []
+    is_pass = isinstance(offer.work, PassWork)
+    if isinstance(result, Failed):
+        verdict, checks = (passes.fail if is_pass else merge_results.fail)(state, offer, result)
+        return verdict, list(checks)
+    if is_pass and isinstance(result, PassDone):
+        return passes.accept(state, offer, result, at), []
+    if is_pass or isinstance(result, PassDone):
+        said = f"a {type(result).__name__} does not answer a {type(offer.work).__name__}"
+        return passes.reject(state, result.item, Reason.MALFORMED, said, sender), []
+    return merge_results.accept(state, offer, result), []
+
+
+def _open(state: State, hotkey: Hotkey) -> list[Offer]:
+    return [state.offers[item] for item in state.miners[hotkey].offers]
+
+
+def exchange_reply(state: State, hotkey: Hotkey, message: Exchange, verdicts: tuple[Verdict, ...]) -> ExchangeReply:
+    """What to answer an exchange now; a pure reading, so an exchange held open is answered later from here too.
+
+    Work that the miner does not hold yet is in every reply until it does: a lost reply loses nothing.
+    """
+    holding = set(message.holding)
+    work = tuple(offer.work for offer in _open(state, hotkey) if offer.item not in holding)
+    drop = tuple(ItemId(item) for item in message.holding if item not in state.offers)
+    return ExchangeReply(
+        verdicts=verdicts, work=work, drop=drop, notice=notice_for(state, hotkey), finished=finished(state)
+    )
+
+
+# ---- own records and reports -----------------------------------------------------------------------------------------
+
+
+def _evaluated(state: State, sender: Hotkey, message: Evaluated, at: float) -> Reply:
+    if sender not in state.evaluators:
+        return members.refusal(Reason.NOT_ALLOWED, "validation losses come from the run's evaluators only")
+    state.evaluations.append(
+        Evaluation(epoch=Epoch(message.epoch), loss=message.loss, num_tokens=message.num_tokens, at=at)
+    )
+    return Noted(notice=members.notice(Reason.OK, f"validation loss of epoch {message.epoch} noted"))
+
+
+def _recomputed(state: State, message: ShardRecomputed) -> list[Effect]:
+    stage: StageState = state.stages[message.stage]
+    merge = stage.merge
+    if merge is None or stage.epoch != message.epoch or message.shard not in merge.recomputing:
+        return []
+    merge.recomputed[message.shard] = message.source
+    return [Say(f"stage {stage.stage} epoch {stage.epoch}: shard {message.shard} was reduced by the orchestrator")]
+
+
+def _object_checked(state: State, message: ObjectChecked) -> list[Effect]:
+    for batch in list(state.micro_batches.values()):
+        outputs = [s for hop in batch.hops for s in (hop.boundary, hop.gradient) if s is not None]
+        if any(source.key == message.key for source in outputs):
+            return [Say(passes.checked(state, batch.id, message.key, message.reason))]
+    return [Say(merge_results.checked(state, message.key, message.reason))]
+
+
+def is_due(state: State, now: float) -> bool:
+    """Whether a Tick at `now` would change anything: only such ticks are journaled."""
+    if any(
+        not offer.expired and offer.deadline <= now
+        for offer in state.offers.values()
+        if isinstance(offer.work, PassWork)
+    ):
+        return True
+    silent = state.spec.routing.dead_after_s
+    if any(miner.live and now - miner.last_seen > silent for miner in state.miners.values()):
+        return True
+    for stage in state.stages:
+        if stage.merge is not None and now >= stage.merge.deadline:
+            return True
+        if stage.phase is Phase.TRAINING and rounds.closing(state, stage, now)[0]:
+            return True
+    return False
+
+
+__all__ = ["Decision", "Refusal", "exchange_reply", "handle", "is_due", "open_run", "replay"]

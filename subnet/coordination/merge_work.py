@@ -1,0 +1,50 @@
+"""Merge work given and taken back: the small steps that every part of a merge shares.
+
+Law: merge work takes no slot; it goes out with the miner's next reply, and only while its offer is open is anybody
+waited for.
+"""
+
+from __future__ import annotations
+
+from subnet.coordination import phases, routing
+from subnet.coordination.state import Deliver, Effect, Miner, Offer, Say, StageState, State
+from subnet.protocol.ids import Hotkey, ItemId, Phase
+from subnet.protocol.messages import ApplyWork, ReduceWork, SyncWork, UploadWork, Work
+from subnet.protocol.reasons import Reason
+
+
+def give(state: State, stage: StageState, miner: Miner, work: Work, at: float) -> Deliver:
+    """Merge work does not take a slot: it goes out with the next reply."""
+    state.offers[work.item] = Offer(
+        item=work.item, hotkey=miner.hotkey, work=work, offered_at=at, deadline=at + work.deadline_s
+    )
+    miner.offers.append(work.item)
+    return Deliver(miner.hotkey)
+
+
+def item_id(letter: str, stage: StageState, attempt: int, hotkey: Hotkey) -> ItemId:
+    return ItemId(f"{letter}{stage.stage}.{stage.epoch}.{attempt}.{hotkey}")
+
+
+def open_offers(state: State, stage: StageState, kind: type) -> list[Offer]:
+    return [
+        offer
+        for miner in state.replicas(stage.stage)
+        for offer in (state.offers[item] for item in miner.offers)
+        if isinstance(offer.work, kind)
+    ]
+
+
+def withdraw_all(state: State, stage: StageState, kind: type) -> None:
+    for offer in open_offers(state, stage, kind):
+        routing.withdraw(state, offer.item)
+
+
+def resume_training(state: State, stage: StageState, at: float, sentence: str) -> list[Effect]:
+    """Nothing to merge: the epoch goes on."""
+    stage.merge = None
+    return [Say(phases.move(stage, Phase.TRAINING, at, Reason.OK, sentence))]
+
+
+def is_merge_work(work: Work) -> bool:
+    return isinstance(work, UploadWork | ReduceWork | ApplyWork | SyncWork)

@@ -1,0 +1,119 @@
+"""A stage's merge as steps: drain → upload → reduce → apply, then the next epoch (DESIGN 5.9-5.10, 6).
+
+Law: `advance` looks at one stage and takes every step that is due; each step ends when nobody is waited for any more
+or its deadline has passed, so no straggler and no dead miner can stall a run. No pseudo-gradient is readable before
+the manifest is closed: URLs to uploads are granted with the reduce work only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from subnet.coordination import applying, phases, quorum, reducing
+from subnet.coordination.merge_work import give, item_id, open_offers, resume_training, withdraw_all
+from subnet.coordination.state import Effect, Merge, Miner, Say, StageState, State
+from subnet.merging import compression
+from subnet.protocol import keys
+from subnet.protocol.ids import Phase
+from subnet.protocol.messages import Target, UploadWork
+from subnet.protocol.reasons import Reason
+
+
+def advance(state: State, stage: StageState, at: float) -> list[Effect]:
+    """Take every step of one stage that is due."""
+    effects: list[Effect] = []
+    if stage.phase is Phase.TRAINING:
+        effects += _maybe_close(state, stage, at)
+    while stage.merge is not None:
+        merge, before = stage.merge, (stage.phase, stage.merge.step, stage.merge.attempt)
+        match merge.step:
+            case "drain":
+                effects += _drain(state, stage, merge, at)
+            case "upload":
+                effects += _upload(state, stage, merge, at)
+            case "reduce":
+                effects += reducing.step(state, stage, merge, at)
+            case "apply":
+                effects += applying.step(state, stage, merge, at)
+        if stage.merge is None or (stage.phase, merge.step, merge.attempt) == before:
+            break
+    effects += applying.sync_stragglers(state, stage, at)
+    return effects
+
+
+def settled_replicas(state: State, stage: StageState) -> list[Miner]:
+    """Replicas that were there when the epoch began: newcomers do not hold up its quorum."""
+    live = state.replicas(stage.stage)
+    return [m for m in live if m.joined_at <= stage.opened_at] or live
+
+
+def closing(state: State, stage: StageState, at: float) -> tuple[bool, str]:
+    """Whether training of this stage's epoch closes at `at`, and why."""
+    if state.target_epochs and stage.epoch >= state.target_epochs:
+        return False, "the run's last epoch is merged; training goes on until the other stages are there"
+    slowest = min(other.epoch for other in state.stages)
+    neighbour_closed = any(
+        other.epoch > stage.epoch or (other.epoch == stage.epoch and other.merge is not None) for other in state.stages
+    )
+    counts = [stage.contributions.get(m.hotkey, 0) for m in settled_replicas(state, stage)]
+    return quorum.may_close(state.spec.merge, counts, at - stage.opened_at, neighbour_closed, slowest, stage.epoch)
+
+
+def _maybe_close(state: State, stage: StageState, at: float) -> list[Effect]:
+    close, sentence = closing(state, stage, at)
+    stage.sentence = sentence
+    if not close:
+        return []
+    stage.merge = Merge(closed_at=at, deadline=at + state.spec.merge.grace_s)
+    return [Say(phases.move(stage, Phase.UPLOADING, at, Reason.MERGE_RUNNING, sentence))]
+
+
+def _drain(state: State, stage: StageState, merge: Merge, at: float) -> list[Effect]:
+    """Let work in flight finish, at most for the grace window; then ask for the pseudo-gradients."""
+    in_flight = sum(1 for batch in state.micro_batches.values() if batch.hops[stage.stage].backward_epoch < 0)
+    if in_flight and at < merge.deadline:
+        stage.sentence = f"letting {in_flight} micro-batches in flight finish"
+        return []
+    spec = state.spec.merge
+    synced = [m for m in state.replicas(stage.stage) if m.synced_epoch == stage.epoch]
+    floor = quorum.thresholds(spec, len(synced), at - stage.opened_at, True).num_microbatches
+    asked = [m for m in synced if stage.contributions.get(m.hotkey, 0) >= floor]
+    asked = asked or [m for m in synced if stage.contributions.get(m.hotkey, 0) > 0]
+    if not asked:
+        return resume_training(state, stage, at, "no live replica has anything to merge: the epoch goes on")
+    stage.uploaded_at = at
+    merge.step, merge.deadline = "upload", at + spec.upload_deadline_s
+    effects: list[Effect] = []
+    size = compression.encoded_size(spec.upload_values, state.spec.stages[stage.stage].num_params)
+    for miner in asked:
+        merge.weights[miner.hotkey] = stage.contributions.pop(miner.hotkey)
+        key = keys.make(state.spec.run_id, stage.epoch, stage.stage, miner.hotkey, keys.Kind.UPLOAD)
+        work = UploadWork(
+            item=item_id("u", stage, merge.attempt, miner.hotkey),
+            stage=stage.stage,
+            epoch=stage.epoch,
+            output=Target(key=key, size_bytes=size),
+            deadline_s=spec.upload_deadline_s,
+        )
+        effects.append(give(state, stage, miner, work, at))
+    return effects
+
+
+def _upload(state: State, stage: StageState, merge: Merge, at: float) -> list[Effect]:
+    """Wait for the uploads; then close the manifest."""
+    waiting = open_offers(state, stage, UploadWork)
+    if waiting and at < merge.deadline:
+        stage.sentence = f"{len(merge.uploads)} of {len(merge.weights)} pseudo-gradients are in"
+        return []
+    withdraw_all(state, stage, UploadWork)
+    if not merge.uploads:
+        return resume_training(state, stage, at, "no pseudo-gradient arrived in time: the epoch goes on")
+    count = len(merge.uploads)
+    line = phases.move(stage, Phase.MERGING, at, Reason.MERGE_RUNNING, f"the manifest holds {count} pseudo-gradients")
+    merge.step = "reduce"
+    return [Say(line)]
+
+
+def pause_all(state: State, at: float, reason: Reason, sentence: str) -> Sequence[Effect]:
+    """Hold every stage that trains; merges in progress run to their end first."""
+    return [Say(phases.move(s, Phase.PAUSED, at, reason, sentence)) for s in state.stages if s.phase is Phase.TRAINING]

@@ -1,0 +1,290 @@
+"""The run state: what the fold of the journal leaves behind.
+
+Law: plain msgspec structs, changed in place by `machine.handle` and its parts only, holding no URL, no clock and no
+object of another band, so that state == decode(encode(state)) and two replays of one journal are equal byte by byte.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+from subnet.merging.butterfly import Assignment
+from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, MicroBatchId, Pass, Phase, Stage
+from subnet.protocol.messages import ManifestEntry, MergedShard, Notice, RangeSource, Source, Work
+from subnet.protocol.reasons import Reason
+from subnet.protocol.run_spec import RunSpec
+from subnet.scoring.ledger import Ledger
+
+INCIDENTS_KEPT = 200
+LOSSES_KEPT = 64
+
+
+class Hop(Struct):
+    """One stage of a micro-batch's pathway."""
+
+    forward_by: Hotkey | None = None
+    bound: bool = False
+    """Whether `forward_by` still holds the graph, so the backward goes to it first."""
+    backward_by: Hotkey | None = None
+    boundary: Source | None = None
+    """Accepted output of the forward; None at the last stage."""
+    gradient: Source | None = None
+    """Accepted gradient with respect to the stage's input; None at stage 0."""
+    forward_epoch: int = -1
+    backward_epoch: int = -1
+    """Epoch in which each pass was credited; -1 while it is due."""
+
+
+class MicroBatch(Struct):
+    """A micro-batch in flight. Its due piece is a function of its hops; see `routing.due`."""
+
+    id: MicroBatchId
+    epoch: Epoch
+    """Stage 0's epoch when it was opened; its objects live under it."""
+    opened_at: float
+    hops: list[Hop]
+    loss: float | None = None
+    attempts: int = 0
+    """Offers made so far, all passes together; part of every object key and item id."""
+    offers: list[ItemId] = field(default_factory=list)
+    """Open offers of the due piece, expired ones included: the first valid result wins."""
+    barred: list[Hotkey] = field(default_factory=list)
+    """Replicas that failed the due piece."""
+    checking: bool = False
+    """Withheld until the orchestrator has looked at an object of it."""
+
+
+class Offer(Struct):
+    """One piece of work given to one miner."""
+
+    item: ItemId
+    hotkey: Hotkey
+    work: Work
+    offered_at: float
+    deadline: float
+    expired: bool = False
+    """Past its deadline: offered again elsewhere, but still welcome if it comes first."""
+
+
+class Miner(Struct):
+    """A hotkey that joined at least once."""
+
+    hotkey: Hotkey
+    stage: Stage
+    session: str
+    device: str
+    joined_at: float
+    last_seen: float
+    live: bool
+    synced_epoch: int
+    """The epoch whose start parameters it holds; passes are given only while this is the stage's epoch."""
+    ready: bool = False
+    """Whether it has exchanged since it joined: before that it is still loading."""
+    free_slots: int = 0
+    offers: list[ItemId] = field(default_factory=list)
+    mean_s: dict[Pass, float] = field(default_factory=dict)
+    """EMA of seconds from offer to result."""
+    faults: int = 0
+    false_complaints: int = 0
+    removed: Notice | None = None
+    """Why it is not live."""
+
+
+class Upload(Struct):
+    """An accepted pseudo-gradient."""
+
+    source: Source
+    norm: float
+    weight: int
+    chunk_digests: tuple[str, ...]
+
+
+class Merge(Struct):
+    """A stage's merge in progress."""
+
+    closed_at: float
+    """When training closed."""
+    deadline: float
+    """Of the current step."""
+    step: str = "drain"
+    """drain, upload, reduce, apply."""
+    attempt: int = 0
+    weights: dict[Hotkey, int] = field(default_factory=dict)
+    """B_m of the replicas asked to upload, frozen when they were asked."""
+    uploads: dict[Hotkey, Upload] = field(default_factory=dict)
+    excluded: list[Hotkey] = field(default_factory=list)
+    """Uploads found bad."""
+    manifest: tuple[ManifestEntry, ...] = ()
+    assignments: tuple[Assignment, ...] = ()
+    reports: dict[Hotkey, dict[int, Digest]] = field(default_factory=dict)
+    reduced: dict[Hotkey, Source] = field(default_factory=dict)
+    recomputing: list[int] = field(default_factory=list)
+    recomputed: dict[int, RangeSource | None] = field(default_factory=dict)
+    shards: tuple[MergedShard, ...] = ()
+    applied: dict[Hotkey, tuple[Digest, Digest]] = field(default_factory=dict)
+    published: dict[Hotkey, tuple[Source, Source]] = field(default_factory=dict)
+
+
+class MergeRecord(Struct):
+    """What became of one merge; kept for the report."""
+
+    epoch: Epoch
+    replicas: int
+    batch: int
+    """B_eff, sum of the weights."""
+    shards: int
+    agreed: int
+    single: int
+    lost: int
+    disputed: int
+    faulty: dict[Hotkey, list[int]]
+    """Owners whose copy of a shard was wrong."""
+    disagreements: dict[Hotkey, int]
+    """Row sums of the agreement matrix."""
+    closed_at: float
+    uploaded_at: float
+    reduced_at: float
+    done_at: float
+
+
+class StageState(Struct):
+    """One stage: its phase, its parameters, who trains it, what waits for it."""
+
+    stage: Stage
+    epoch: Epoch
+    phase: Phase
+    phase_since: float
+    opened_at: float
+    """When the epoch's training began."""
+    parameters: Source
+    momentum: Source
+    sentence: str
+    reason: Reason = Reason.OK
+    contributions: dict[Hotkey, int] = field(default_factory=dict)
+    """B_m: micro-batches whose backward each replica did since its local state last equalled the epoch's start."""
+    forward_ready: list[MicroBatchId] = field(default_factory=list)
+    backward_ready: list[MicroBatchId] = field(default_factory=list)
+    merge: Merge | None = None
+    norms: list[list[float]] = field(default_factory=list)
+    """Pseudo-gradient norms of the last five epochs."""
+    merges: list[MergeRecord] = field(default_factory=list)
+    uploaded_at: float = 0.0
+    reduced_at: float = 0.0
+
+
+class Incident(Struct):
+    """Something an operator may want to know of."""
+
+    at: float
+    reason: Reason
+    sentence: str
+    hotkey: Hotkey | None = None
+
+
+class Evaluation(Struct):
+    epoch: Epoch
+    loss: float
+    num_tokens: int
+    at: float
+
+
+class State(Struct):
+    """The whole run."""
+
+    spec: RunSpec
+    spec_digest: Digest
+    evaluators: tuple[Hotkey, ...]
+    target_epochs: int
+    opened_at: float
+    at: float
+    """Time of the last envelope."""
+    stages: list[StageState]
+    registered: set[Hotkey] = field(default_factory=set)
+    miners: dict[Hotkey, Miner] = field(default_factory=dict)
+    micro_batches: dict[MicroBatchId, MicroBatch] = field(default_factory=dict)
+    offers: dict[ItemId, Offer] = field(default_factory=dict)
+    next_micro_batch: int = 0
+    group_opened: int = 0
+    """Micro-batches of the current group in flush mode."""
+    completed: int = 0
+    abandoned: int = 0
+    first_completed_at: float | None = None
+    last_completed_at: float = 0.0
+    secrets: dict[int, str] = field(default_factory=dict)
+    secret_asked: int = -1
+    ledger: Ledger = field(default_factory=Ledger)
+    recent_losses: list[float] = field(default_factory=list)
+    epoch_losses: dict[int, list[float]] = field(default_factory=dict)
+    """Sum and count of training losses by the last stage's epoch."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
+    incident_count: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    """How many results met each outcome, by 'outcome/reason'."""
+    refusals: dict[str, int] = field(default_factory=dict)
+    """Requests that did not pass the door, by reason."""
+
+    def stage_of(self, hotkey: Hotkey) -> StageState:
+        return self.stages[self.miners[hotkey].stage]
+
+    def replicas(self, stage: int) -> list[Miner]:
+        """Live miners of a stage, by time of joining."""
+        return [m for m in self.miners.values() if m.live and m.stage == stage]
+
+    def secret(self) -> bytes:
+        """The newest epoch secret; draws of all stages use it."""
+        return bytes.fromhex(self.secrets[max(self.secrets)])
+
+    def incident(self, reason: Reason, sentence: str, hotkey: Hotkey | None = None) -> None:
+        """Record for the operator; bounded, the count is exact."""
+        self.incidents.append(Incident(at=self.at, reason=reason, sentence=sentence, hotkey=hotkey))
+        self.incident_count += 1
+        del self.incidents[:-INCIDENTS_KEPT]
+
+
+# ---- effects: what the shell must do besides replying ----------------------------------------------------------------
+
+
+class Deliver(Struct, frozen=True):
+    """New work lies ready for a miner: answer its open exchange."""
+
+    hotkey: Hotkey
+
+
+class CheckObject(Struct, frozen=True):
+    """Look at an object someone complained about and journal an ObjectChecked."""
+
+    source: Source
+    chunk_digests: tuple[str, ...] = ()
+    """Of an upload: what its maker said about its chunks."""
+
+
+class RecomputeShard(Struct, frozen=True):
+    """Reduce one disputed shard and journal a ShardRecomputed."""
+
+    stage: Stage
+    epoch: Epoch
+    attempt: int
+    manifest: tuple[ManifestEntry, ...]
+    assignment: Assignment
+
+
+class DrawSecret(Struct, frozen=True):
+    """Draw the secret of an epoch and journal a SecretDrawn."""
+
+    epoch: Epoch
+
+
+class DropEpoch(Struct, frozen=True):
+    """Delete the objects of an epoch: nothing refers to them any more."""
+
+    epoch: Epoch
+
+
+class Say(Struct, frozen=True):
+    """One line for the operator: a state changed, and why."""
+
+    sentence: str
+
+
+Effect = Deliver | CheckObject | RecomputeShard | DrawSecret | DropEpoch | Say

@@ -1,0 +1,92 @@
+"""The public view of the run. Law: a pure reading; plain dicts ready for JSON, names as in DESIGN 2, units last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from subnet.coordination.notices import finished, notice_for
+from subnet.coordination.state import MergeRecord, StageState, State
+
+MERGES_SHOWN = 20
+INCIDENTS_SHOWN = 20
+
+
+def status(state: State) -> dict[str, Any]:
+    """What anyone may see while the run goes on; no shard owners, no audit targets."""
+    losses = state.recent_losses
+    return {
+        "run_id": state.spec.run_id,
+        "spec_digest": state.spec_digest,
+        "at": state.at,
+        "opened_at": state.opened_at,
+        "finished": finished(state),
+        "target_epochs": state.target_epochs,
+        "micro_batches": state.completed,
+        "abandoned": state.abandoned,
+        "tokens": state.completed * state.spec.micro_batch_tokens,
+        "first_completed_at": state.first_completed_at,
+        "last_completed_at": state.last_completed_at,
+        "in_flight": len(state.micro_batches),
+        "loss": sum(losses) / len(losses) if losses else None,
+        "evaluations": [{"epoch": e.epoch, "loss": e.loss} for e in state.evaluations],
+        "stages": [_stage(state, stage) for stage in state.stages],
+        "incident_count": state.incident_count,
+        "incidents": [
+            {"at": i.at, "reason": i.reason, "sentence": i.sentence, "hotkey": i.hotkey}
+            for i in state.incidents[-INCIDENTS_SHOWN:]
+        ],
+        "outcomes": dict(state.outcomes),
+        "refusals": dict(state.refusals),
+    }
+
+
+def _stage(state: State, stage: StageState) -> dict[str, Any]:
+    replicas = []
+    for miner in state.miners.values():
+        if miner.stage != stage.stage:
+            continue
+        why = notice_for(state, miner.hotkey)
+        replicas.append(
+            {
+                "hotkey": miner.hotkey,
+                "live": miner.live,
+                "free_slots": miner.free_slots,
+                "holding": len(miner.offers),
+                "epoch_micro_batches": stage.contributions.get(miner.hotkey, 0),
+                "credit": round(state.ledger.total(miner.hotkey), 6),
+                "faults": miner.faults,
+                "reason": why.reason,
+                "sentence": why.sentence,
+                "remedy": why.remedy,
+            }
+        )
+    return {
+        "stage": stage.stage,
+        "epoch": stage.epoch,
+        "phase": stage.phase,
+        "reason": stage.reason,
+        "sentence": stage.sentence,
+        "parameters": {"key": stage.parameters.key, "digest": stage.parameters.digest},
+        "forward_waiting": len(stage.forward_ready),
+        "backward_waiting": len(stage.backward_ready),
+        "replicas": replicas,
+        "merges": [merge_row(record) for record in stage.merges[-MERGES_SHOWN:]],
+    }
+
+
+def merge_row(record: MergeRecord) -> dict[str, Any]:
+    """One finished merge as the report and the dashboard show it."""
+    return {
+        "epoch": record.epoch,
+        "replicas": record.replicas,
+        "batch": record.batch,
+        "shards": record.shards,
+        "agreed": record.agreed,
+        "single": record.single,
+        "lost": record.lost,
+        "disputed": record.disputed,
+        "faulty": record.faulty,
+        "disagreements": record.disagreements,
+        "drain_s": record.uploaded_at - record.closed_at,
+        "merge_s": record.done_at - record.uploaded_at,
+    }

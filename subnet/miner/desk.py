@@ -1,0 +1,152 @@
+"""What a miner holds, what it has finished, and what it says to the orchestrator next.
+
+Law: decide, then act: synchronous, no I/O, time is an argument. Results that are ready are handed in at once, all
+together; with free slots and nothing to hand in, exactly one long-poll is open; without free slots a heartbeat goes out
+every half heartbeat interval. An offer is taken up once, however often it is delivered. A finished result leaves the
+desk only when the orchestrator has answered it, so a lost reply loses nothing: the result goes out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from subnet.protocol.ids import ItemId
+from subnet.protocol.messages import Exchange, ExchangeReply, PassWork, Result, Work
+
+OPEN_CALLS_MAX = 2
+"""A held long-poll and one call with results that overtakes it."""
+ITEMS_MAX = 256
+"""Most items, and most results, in one exchange (`messages.Exchange`)."""
+SLOTS_MAX = 64
+EMPTY_PAUSE_S = 0.25
+"""Least time between two long-polls that were answered at once with nothing new."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One exchange under way."""
+
+    exchange: Exchange
+    opened_at: float
+    number: int
+    """Its place in the order of everything that happened at the desk."""
+    membership: int
+    """How often the miner had joined when it was opened."""
+    overtaken: bool = False
+    """A later call was opened meanwhile: an empty answer is expected."""
+
+
+class Taken(NamedTuple):
+    """What a reply changes for the pipeline."""
+
+    work: list[Work]
+    dropped: list[ItemId]
+
+
+@dataclass
+class Desk:
+    session: str
+    slots: int = 0
+    """Passes to hold at once; 0 while the parameters are not loaded."""
+    membership: int = 0
+    held: dict[ItemId, Work] = field(default_factory=dict)
+    """Received, result not ready."""
+    ready: dict[ItemId, Result] = field(default_factory=dict)
+    """Finished, to be handed in."""
+    calls: list[Call] = field(default_factory=list)
+    next_heartbeat_at: float = 0.0
+    not_before: float = 0.0
+    """Back-off after a call without an answer."""
+    next_poll_at: float = 0.0
+    _closed: dict[ItemId, int] = field(default_factory=dict)
+    """When (as a number) an item was answered or dropped: a reply to an older call may still bring it again."""
+    _number: int = 0
+
+    @property
+    def free_slots(self) -> int:
+        passes = sum(isinstance(work, PassWork) for work in self.held.values())
+        return max(0, min(SLOTS_MAX, self.slots) - passes)
+
+    def next_call(self, now: float, heartbeat_s: float) -> Call | float | None:
+        """A call to make now (it counts as open from here on), seconds until the next look, or None: only a change
+        of the desk can lead to a call."""
+        if now < self.not_before:
+            return self.not_before - now
+        num_open = sum(call.membership == self.membership for call in self.calls)
+        if self.ready:
+            return self._open(now, heartbeat_s) if num_open < OPEN_CALLS_MAX else None
+        if num_open:
+            return None
+        due_at = self.next_poll_at if self.free_slots else self.next_heartbeat_at
+        return self._open(now, heartbeat_s) if now >= due_at else due_at - now
+
+    def _open(self, now: float, heartbeat_s: float) -> Call:
+        results = tuple(self.ready.values())[:ITEMS_MAX]
+        for result in results:
+            del self.ready[result.item]
+        unanswered = [*self.held, *self.ready, *(r.item for call in self.calls for r in call.exchange.results)]
+        exchange = Exchange(
+            session=self.session,
+            free_slots=self.free_slots,
+            holding=tuple(unanswered[:ITEMS_MAX]),
+            results=results,
+        )
+        for call in self.calls:
+            call.overtaken = True
+        self.calls.append(call := Call(exchange, now, self._next_number(), self.membership))
+        self.next_heartbeat_at = now + heartbeat_s / 2
+        return call
+
+    def replied(self, call: Call, reply: ExchangeReply, now: float) -> Taken:
+        """Close a call that was answered; what it brings that is new."""
+        self._close(call)
+        self.not_before = 0.0
+        dropped = [item for item in reply.drop if self.held.pop(item, None) is not None]
+        new = [work for work in reply.work if not self._knows(work.item, call)]
+        number = self._next_number()
+        self._closed.update({item: number for item in dropped})
+        self._closed.update({result.item: number for result in call.exchange.results})
+        oldest = min((call.number for call in self.calls), default=number)
+        self._closed = {item: closed for item, closed in self._closed.items() if closed > oldest}
+        self.held.update({work.item: work for work in new})
+        in_vain = not (new or dropped or call.exchange.results or call.overtaken)
+        if in_vain and now - call.opened_at < EMPTY_PAUSE_S:
+            self.next_poll_at = now + EMPTY_PAUSE_S
+        return Taken(new, dropped)
+
+    def unanswered(self, call: Call, retry_at: float) -> None:
+        """Close a call that brought no answer, or a refusal: its results are handed in again."""
+        self._close(call)
+        self.not_before = max(self.not_before, retry_at)
+        self.ready = {result.item: result for result in call.exchange.results} | self.ready
+
+    def finish(self, result: Result) -> None:
+        """A held item is done; a dropped one's result is of no use to anybody."""
+        if self.held.pop(result.item, None) is not None:
+            self.ready[result.item] = result
+
+    def abandon(self, items: Iterable[ItemId]) -> None:
+        """Forget items without a result; given again, they are taken up again."""
+        for item in items:
+            self.held.pop(item, None)
+
+    def joined(self, first_heartbeat_at: float) -> None:
+        """The miner has joined (again): refusals of older calls mean nothing any more."""
+        self.membership += 1
+        self.not_before = self.next_poll_at = 0.0
+        self.next_heartbeat_at = first_heartbeat_at
+
+    def _close(self, call: Call) -> None:
+        self.calls.remove(call)
+
+    def _knows(self, item: ItemId, call: Call) -> bool:
+        """Whether an item in the reply to `call` is not a new offer."""
+        if item in self.held or item in self.ready or self._closed.get(item, -1) > call.number:
+            return True
+        return any(result.item == item for other in self.calls for result in other.exchange.results)
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number

@@ -1,0 +1,151 @@
+"""Presets: the numbers of a run as functions, so that every choice stands beside its reason.
+
+Law: a preset answers with specs only; paths, ports and devices are none of its business. `run_spec` joins a preset with
+the data of one run into the RunSpec that everybody agrees on. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from subnet.errors import ConfigError
+from subnet.model.split import split
+from subnet.model.wire import boundary_size_bytes
+from subnet.protocol.ids import RunId, Values
+from subnet.protocol.run_spec import BoundarySpec, DataSpec, InnerSpec, MergeSpec, ModelSpec, RoutingSpec, RunSpec
+
+
+class Size(NamedTuple):
+    """What an operator chooses about a run."""
+
+    num_miners: int
+    num_stages: int
+    epochs: int
+    num_microbatches_min: int = 0
+    """B_min; 0 leaves it to the preset."""
+
+    @property
+    def replicas(self) -> int:
+        """Miners on the least provisioned stage."""
+        return max(1, self.num_miners // self.num_stages)
+
+
+class Preset(NamedTuple):
+    model: ModelSpec
+    boundary: BoundarySpec
+    inner: InnerSpec
+    merge: MergeSpec
+    routing: RoutingSpec
+
+
+def laptop(size: Size) -> Preset:
+    """A 2.2M-parameter model (3.2M with its token tables) that learns English in minutes on two cores; the default."""
+    # an epoch is about this many micro-batches, whatever the number of replicas that share them
+    num_microbatches_min = size.num_microbatches_min or max(8, -(-160 // size.replicas))
+    steps_per_epoch = max(1, num_microbatches_min // 2)
+    warmup_steps = min(20, steps_per_epoch)
+    return Preset(
+        ModelSpec(vocab_size=4096, d_model=128, num_layers=6, num_heads=4, num_kv_heads=2, d_ff=352),
+        # K = D/8 at int8: 16x against bf16. The token table makes up for the thin boundary (ALGORITHMS 1)
+        BoundarySpec(width=16, hidden=64, values=Values.INT8, scale_group_tokens=64, token_table=True),
+        InnerSpec(
+            micro_batches_per_step=2,
+            lr_peak=3e-3,
+            lr_final=3e-4,
+            warmup_steps=warmup_steps,
+            rewarm_steps=5,
+            decay_steps=max(1, size.epochs * steps_per_epoch - warmup_steps),
+            steps_per_epoch=steps_per_epoch,
+            reset_each_epoch=True,
+        ),
+        MergeSpec(
+            num_microbatches_min=num_microbatches_min,
+            quorum=0.75,
+            relax_after_s=90.0,
+            grace_s=5.0,
+            upload_deadline_s=20.0,
+            reduce_deadline_s=20.0,
+            apply_deadline_s=20.0,
+            # few inner steps: plain averaging; outer momentum would amplify steady gradients (ALGORITHMS 3)
+            outer_lr=1.0,
+            outer_momentum=0.0,
+            outer_momentum_first=0.0,
+        ),
+        # one machine: silence means a dead process, not a slow line
+        RoutingSpec(heartbeat_s=5.0, dead_after_s=15.0, deadline_first_s=60.0),
+    )
+
+
+def equivalence(size: Size, *, width: int | None = None) -> Preset:
+    """A tiny model in plain fp32, synchronous: the swarm must follow `simulation.reference` step by step.
+
+    `width` is K; None sends x itself (no bottleneck). Nothing is compressed, nothing relaxes, merges add up exactly.
+    """
+    model = ModelSpec(vocab_size=256, d_model=32, num_layers=4, num_heads=4, num_kv_heads=2, d_ff=64)
+    micro_batches_per_step = 4
+    num_microbatches_min = size.num_microbatches_min or 2 * micro_batches_per_step
+    steps_per_epoch = max(1, num_microbatches_min // micro_batches_per_step)
+    return Preset(
+        model,
+        BoundarySpec(
+            width=model.d_model if width is None else width,
+            hidden=32,
+            values=Values.FP32,
+            scale_group_tokens=16,
+            token_table=width is not None,
+        ),
+        InnerSpec(
+            micro_batches_per_step=micro_batches_per_step,
+            lr_peak=3e-3,
+            lr_final=3e-4,
+            warmup_steps=2,
+            rewarm_steps=1,
+            decay_steps=max(1, size.epochs * steps_per_epoch - 2),
+            steps_per_epoch=steps_per_epoch,
+            reset_each_epoch=True,
+        ),
+        MergeSpec(
+            num_microbatches_min=num_microbatches_min,
+            quorum=1.0,
+            relax_after_s=3600.0,
+            grace_s=60.0,
+            upload_deadline_s=60.0,
+            reduce_deadline_s=60.0,
+            apply_deadline_s=60.0,
+            upload_values=Values.FP32,
+            outer_lr=1.0,
+            outer_momentum=0.0,
+            outer_momentum_first=0.0,
+            # far above any norm that occurs: clipping would hide a difference
+            clip_factor=1e6,
+        ),
+        # at least three micro-batches in flight, and the next k only when all k came back
+        RoutingSpec(in_flight_per_replica=micro_batches_per_step, deadline_floor_s=60.0, flush=True),
+    )
+
+
+PRESETS: dict[str, Callable[[Size], Preset]] = {"laptop": laptop, "equivalence": equivalence}
+
+
+def choose(name: str, size: Size) -> Preset:
+    """The preset of that name. Raises ConfigError."""
+    if name not in PRESETS:
+        raise ConfigError("--preset", f"{name!r} is not known", f"choose one of {', '.join(PRESETS)}")
+    return PRESETS[name](size)
+
+
+def run_spec(preset: Preset, *, run_id: RunId, seed: int, num_stages: int, data: DataSpec) -> RunSpec:
+    """The whole agreement of one run. Raises ConfigError when the model cannot be cut into so many stages."""
+    return RunSpec(
+        run_id=run_id,
+        seed=seed,
+        model=preset.model,
+        boundary=preset.boundary,
+        boundary_size_bytes=boundary_size_bytes(preset.boundary, data.micro_batch_size, data.seq_len),
+        stages=split(preset.model, preset.boundary, num_stages, data.seq_len),
+        data=data,
+        inner=preset.inner,
+        merge=preset.merge,
+        routing=preset.routing,
+    )

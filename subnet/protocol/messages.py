@@ -1,0 +1,393 @@
+"""Everything parties say to each other, typed: requests, work, results, replies, and the orchestrator's own records.
+
+Law: frozen structs without behaviour; msgspec refuses what does not fit, so code behind the door sees valid types
+only. Requests and own records together are what the journal holds: the run state is their fold. Object references in
+a journal never hold a URL; the shell fills `url` in on the way out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, MicroBatchId, Pass, RunId, Stage
+from subnet.protocol.keys import ObjectKey
+from subnet.protocol.reasons import Reason
+from subnet.protocol.run_spec import RunSpec
+
+Hex64 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+ShortText = Annotated[str, Meta(max_length=300)]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+
+# ---- object references -----------------------------------------------------------------------------------------------
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """An object to read: which one, which bytes it must have, and where to get it."""
+
+    key: ObjectKey
+    digest: Digest
+    size_bytes: int
+    url: str = ""
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """A slot to write: one key, one exact size."""
+
+    key: ObjectKey
+    size_bytes: int
+    url: str = ""
+
+
+class RangeSource(Struct, frozen=True, kw_only=True):
+    """Part of an object: `digest` is that of the range alone."""
+
+    key: ObjectKey
+    offset: int
+    size_bytes: int
+    digest: Digest
+    url: str = ""
+
+
+# ---- work: what a miner is given -------------------------------------------------------------------------------------
+
+
+class PassWork(Struct, frozen=True, kw_only=True, tag="pass"):
+    """One pass of one micro-batch through the miner's stage.
+
+    A backward always names the stage input too, so a replica that never saw the forward can recompute it and go on.
+    """
+
+    item: ItemId
+    kind: Pass
+    micro_batch: MicroBatchId
+    stage: Stage
+    epoch: Epoch
+    """The stage's epoch when the item was given out."""
+    stage_input: Source | None
+    """z_BTK of the stage before; None at stage 0, whose input are the tokens."""
+    gradient: Source | None
+    """Gradient with respect to this stage's output; backward only."""
+    output: Target | None
+    """Boundary forward, or gradient with respect to the stage input; None for stage 0's backward."""
+    deadline_s: float
+
+
+class UploadWork(Struct, frozen=True, kw_only=True, tag="upload"):
+    """Close the epoch's training: upload the pseudo-gradient."""
+
+    item: ItemId
+    stage: Stage
+    epoch: Epoch
+    output: Target
+    deadline_s: float
+
+
+class ManifestEntry(Struct, frozen=True, kw_only=True):
+    """One replica's pseudo-gradient as it enters the reduction."""
+
+    hotkey: Hotkey
+    weight: float
+    """w_m, its micro-batches."""
+    scale: float
+    """Clip factor in (0, 1]."""
+    source: Source
+    chunk_digests: tuple[Hex64, ...]
+    """SHA-256 of each consecutive chunk of `compression.CHUNK_VALUES` values, so that ranges can be checked."""
+
+
+class Shard(Struct, frozen=True, kw_only=True):
+    """A contiguous range of the stage's flat vector, in values."""
+
+    index: int
+    start: int
+    length: int
+
+
+class ReduceWork(Struct, frozen=True, kw_only=True, tag="reduce"):
+    """Reduce the named shards over the manifest, bit-exactly; write them one after the other into `output` (fp32)."""
+
+    item: ItemId
+    stage: Stage
+    epoch: Epoch
+    manifest: tuple[ManifestEntry, ...]
+    shards: tuple[Shard, ...]
+    output: Target
+    deadline_s: float
+
+
+class MergedShard(Struct, frozen=True, kw_only=True):
+    """Where the reduced values of one shard are; None means lost: parameters and momentum stay as they are there."""
+
+    shard: Shard
+    source: RangeSource | None
+
+
+class ApplyWork(Struct, frozen=True, kw_only=True, tag="apply"):
+    """Take the outer step with the merged shards; the first replicas also publish the result for joiners."""
+
+    item: ItemId
+    stage: Stage
+    epoch: Epoch
+    """The epoch that ends; its successor starts with the result."""
+    shards: tuple[MergedShard, ...]
+    publish_parameters: Target | None
+    publish_momentum: Target | None
+    deadline_s: float
+
+
+class SyncWork(Struct, frozen=True, kw_only=True, tag="sync"):
+    """Drop local parameters and load the stage's epoch-start parameters: the replica fell behind or differs."""
+
+    item: ItemId
+    stage: Stage
+    epoch: Epoch
+    """The epoch that starts with these parameters."""
+    parameters: Source
+    momentum: Source
+    deadline_s: float
+
+
+Work = PassWork | UploadWork | ReduceWork | ApplyWork | SyncWork
+
+# ---- results: what a miner brings back -------------------------------------------------------------------------------
+
+
+class PassDone(Struct, frozen=True, kw_only=True, tag="pass"):
+    item: ItemId
+    digest: Hex64 | None
+    """Of the object written to the target; None where there was none."""
+    loss: float | None = None
+    """Mean cross-entropy in nats; Pass.LOSS only."""
+    param_version: Annotated[int, Meta(ge=0)]
+    """Which local parameter version the pass used."""
+    compute_s: Annotated[float, Meta(ge=0)]
+
+
+class UploadDone(Struct, frozen=True, kw_only=True, tag="upload"):
+    item: ItemId
+    digest: Hex64
+    norm: Annotated[float, Meta(ge=0)]
+    """L2 norm of the pseudo-gradient as sent."""
+    chunk_digests: Annotated[tuple[Hex64, ...], Meta(max_length=65_536)]
+
+
+class ReduceDone(Struct, frozen=True, kw_only=True, tag="reduce"):
+    item: ItemId
+    digest: Hex64
+    shard_digests: Annotated[tuple[Hex64, ...], Meta(max_length=65_536)]
+    """In the order of the work's shards."""
+
+
+class ApplyDone(Struct, frozen=True, kw_only=True, tag="apply"):
+    item: ItemId
+    parameters_digest: Hex64
+    """Of the encoded parameters object, published or not: equal on all honest replicas."""
+    momentum_digest: Hex64
+
+
+class SyncDone(Struct, frozen=True, kw_only=True, tag="sync"):
+    item: ItemId
+    parameters_digest: Hex64
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
+    """The work cannot be done. Names the object that is to blame where there is one."""
+
+    item: ItemId
+    reason: Reason
+    sentence: ShortText
+    object_key: Name | None = None
+
+
+Result = PassDone | UploadDone | ReduceDone | ApplyDone | SyncDone | Failed
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
+class Join(Struct, frozen=True, kw_only=True, tag="join"):
+    """A miner's process starts taking part. `session` names the process: a new one ends the hotkey's older one."""
+
+    session: Name
+    device: ShortText
+    software: ShortText
+
+
+class Exchange(Struct, frozen=True, kw_only=True, tag="exchange"):
+    """Results in, work out; also the heartbeat."""
+
+    session: Name
+    free_slots: Annotated[int, Meta(ge=0, le=64)]
+    holding: Annotated[tuple[ItemId, ...], Meta(max_length=256)]
+    """Items already received and not yet answered, results in this very request excluded."""
+    results: Annotated[tuple[Result, ...], Meta(max_length=256)]
+
+
+class Evaluated(Struct, frozen=True, kw_only=True, tag="evaluated"):
+    """Validation loss of the merged model at an epoch's start."""
+
+    epoch: Annotated[int, Meta(ge=0)]
+    loss: float
+    num_tokens: Annotated[int, Meta(ge=1)]
+    parameters: tuple[Hex64, ...]
+    """Digest of each stage's parameters that were evaluated."""
+
+
+Message = Join | Exchange | Evaluated
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What travels: every signature covers run and RunSpec, so nothing replays across runs."""
+
+    run_id: RunId
+    spec_digest: Digest | None
+    """None only in a Join: that is how the RunSpec is learned."""
+    message: Message
+
+
+# ---- replies ---------------------------------------------------------------------------------------------------------
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What became of one result."""
+
+    item: ItemId
+    outcome: Annotated[str, Meta(pattern="^(applied|ignored|rejected)$")]
+    reason: Reason
+    sentence: str
+    work_units: float = 0.0
+    """Credit for it in the ledger; 0 unless a pass was applied."""
+
+
+class Notice(Struct, frozen=True, kw_only=True):
+    """Why a miner is in the state it is in, with what to do about it."""
+
+    reason: Reason
+    sentence: str
+    remedy: str
+
+
+class Receipt(Struct, frozen=True, kw_only=True):
+    """Where in the journal the request stands: with the reply's signature, proof that it was accepted."""
+
+    journal_index: int
+    head: Digest
+
+
+class Joined(Struct, frozen=True, kw_only=True, tag="joined"):
+    spec: RunSpec
+    stage: Stage
+    epoch: Epoch
+    parameters: Source
+    momentum: Source
+    data: tuple[Source, ...]
+    """Tokenizer, training and validation files of the RunSpec with their URLs."""
+    notice: Notice
+    receipt: Receipt | None = None
+
+
+class ExchangeReply(Struct, frozen=True, kw_only=True, tag="exchanged"):
+    verdicts: tuple[Verdict, ...]
+    work: tuple[Work, ...]
+    drop: tuple[ItemId, ...]
+    """Items the miner holds that nobody waits for any more."""
+    notice: Notice
+    finished: bool = False
+    """The run reached its target: the miner may leave."""
+    receipt: Receipt | None = None
+
+
+class Noted(Struct, frozen=True, kw_only=True, tag="noted"):
+    notice: Notice
+    receipt: Receipt | None = None
+
+
+class Refusal(Struct, frozen=True, kw_only=True, tag="refused"):
+    """Nothing was changed by the request."""
+
+    notice: Notice
+    receipt: Receipt | None = None
+
+
+Reply = Joined | ExchangeReply | Noted | Refusal
+
+# ---- the orchestrator's own records ----------------------------------------------------------------------------------
+
+
+class StageStart(Struct, frozen=True, kw_only=True):
+    """A stage's first parameters and momentum."""
+
+    parameters: Source
+    momentum: Source
+
+
+class RunOpened(Struct, frozen=True, kw_only=True, tag="run-opened"):
+    spec: RunSpec
+    starts: tuple[StageStart, ...]
+    evaluators: tuple[Hotkey, ...]
+    """Hotkeys that may report validation losses."""
+    target_epochs: int
+    """Stages pause after so many epochs; 0 means never."""
+
+
+class RunResumed(Struct, frozen=True, kw_only=True, tag="run-resumed"):
+    """The orchestrator's process started again: every session is over, everything else stands."""
+
+    target_epochs: int
+
+
+class Registered(Struct, frozen=True, kw_only=True, tag="registered"):
+    """The full set of hotkeys that may join, as read from the chain."""
+
+    hotkeys: tuple[Hotkey, ...]
+
+
+class SecretDrawn(Struct, frozen=True, kw_only=True, tag="secret-drawn"):
+    """The secret behind an epoch's draws."""
+
+    epoch: Epoch
+    secret: Hex64
+
+
+class Tick(Struct, frozen=True, kw_only=True, tag="tick"):
+    """Time passed and something was due."""
+
+
+class ShardRecomputed(Struct, frozen=True, kw_only=True, tag="shard-recomputed"):
+    """The orchestrator's own reduction of a disputed shard."""
+
+    stage: Stage
+    epoch: Epoch
+    shard: int
+    source: RangeSource | None
+    """None: the inputs could not be read; the shard is lost."""
+
+
+class ObjectChecked(Struct, frozen=True, kw_only=True, tag="object-checked"):
+    """The orchestrator looked at an object a reader complained about."""
+
+    key: ObjectKey
+    reason: Reason
+    """OK, or what is wrong with it."""
+
+
+class Refused(Struct, frozen=True, kw_only=True, tag="refused"):
+    """A request that did not pass the door. `times` counts equal ones that were not recorded one by one."""
+
+    reason: Reason
+    claimed: ShortText
+    sentence: ShortText
+    times: int = 1
+
+
+OwnRecord = RunOpened | RunResumed | Registered | SecretDrawn | Tick | ShardRecomputed | ObjectChecked | Refused
+
+
+class Envelope(Struct, frozen=True, kw_only=True):
+    """One entry of the journal: who said what, when it was received. Their fold is the run state."""
+
+    sender: Hotkey
+    at: float
+    """Unix time in seconds; never decreases along the journal."""
+    message: Join | Exchange | Evaluated | OwnRecord

@@ -1,0 +1,185 @@
+"""RunSpec: everything all parties must agree on. Its digest travels in every request.
+
+Law: frozen, complete, no defaults that differ between machines, no local matters (paths, devices, ports). Two parties
+with the same digest derive the same batches, shapes, sizes, deadlines and arithmetic. Units are last in the names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from subnet.protocol.ids import Digest, RunId, Values
+from subnet.protocol.keys import ObjectKey
+
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A Llama-style decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU, untied head."""
+
+    vocab_size: Positive
+    d_model: Positive
+    num_layers: Positive
+    num_heads: Positive
+    num_kv_heads: Positive
+    d_ff: Positive
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+
+class BoundarySpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What crosses from stage to stage (ALGORITHMS 1)."""
+
+    width: Count
+    """K, values per token. width == d_model means no bottleneck: x itself crosses. 0 sends nothing (the control)."""
+    hidden: Positive
+    """Width of the encoder's and decoder's hidden layer."""
+    values: Values
+    """How z and its gradient are held on the wire."""
+    scale_group_tokens: Positive
+    """Tokens that share one 2-byte scale when values are int8."""
+    token_table: bool
+    """Adds a learned row per token on the receiving side: y += P[token]."""
+
+
+class StageSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One stage as pure arithmetic; `model.split` computes it and every party checks it."""
+
+    first_layer: Count
+    end_layer: Count
+    """One past the last layer."""
+    num_params: Positive
+    """P, length of the stage's flat parameter vector."""
+    flops_per_token: Positive
+    """Forward FLOPs for one token; a backward costs twice as much."""
+
+
+class DataFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A file every party downloads once and checks."""
+
+    key: ObjectKey
+    digest: Digest
+    size_bytes: Positive
+    num_tokens: Count = 0
+
+
+class DataSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which tokens, and how they become micro-batches of shape [B, T]."""
+
+    tokenizer: DataFile
+    train: tuple[DataFile, ...]
+    validation: tuple[DataFile, ...]
+    micro_batch_size: Positive
+    """B, sequences in a micro-batch."""
+    seq_len: Positive
+    """T, tokens in a sequence."""
+
+
+class InnerSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """AdamW on each replica between merges (ALGORITHMS 3)."""
+
+    micro_batches_per_step: Positive
+    """k, micro-batches accumulated before the inner optimizer steps."""
+    lr_peak: float
+    lr_final: float
+    warmup_steps: Count
+    """Steps of linear warm-up at the start of the run."""
+    rewarm_steps: Count
+    """Steps of linear warm-up at each later epoch's start, after the optimizer's state was reset."""
+    decay_steps: Positive
+    """Steps from the end of the warm-up to lr_final (cosine)."""
+    steps_per_epoch: Positive
+    """Nominal inner steps in an epoch: places (epoch, step) on the schedule, so that the LR needs no other state."""
+    reset_each_epoch: bool
+    """Whether the AdamW state starts afresh at each epoch."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    """Gradient norm of the stage above which its gradient is scaled down."""
+
+
+class MergeSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a stage merges and by what arithmetic (ALGORITHMS 3 and 4)."""
+
+    num_microbatches_min: Positive
+    """B_min, micro-batches a replica must have done for its pseudo-gradient to count."""
+    quorum: Fraction
+    """q, share of a stage's live replicas that must reach B_min."""
+    relax_after_s: Seconds
+    """q and B_min begin to relax when an epoch is this old; both are at their floor after twice this time."""
+    grace_s: Seconds
+    """How long work in flight may still finish after training closed."""
+    upload_deadline_s: Seconds
+    reduce_deadline_s: Seconds
+    apply_deadline_s: Seconds
+    copies: Annotated[int, Meta(ge=1, le=8)] = 2
+    """Owners per shard."""
+    upload_values: Values = Values.INT8
+    outer_lr: float = 0.7
+    outer_momentum: float = 0.9
+    outer_momentum_first: float = 0.5
+    """Momentum at epoch 0; rises linearly to outer_momentum over momentum_warmup_epochs."""
+    momentum_warmup_epochs: Count = 0
+    clip_factor: float = 3.0
+    """Pseudo-gradients are clipped to this multiple of the stage's median norm of its last five epochs."""
+
+
+class RoutingSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How work moves (ALGORITHMS 2)."""
+
+    heartbeat_s: Seconds = 10.0
+    """How long an exchange is held open at most."""
+    dead_after_s: Seconds = 25.0
+    """Silence after which a miner is taken for gone."""
+    in_flight_per_replica: Annotated[int, Meta(ge=1, le=64)] = 2
+    """Micro-batches in flight = this times the replicas of the least provisioned stage, times the stages."""
+    deadline_own_factor: float = 4.0
+    """c: an item expires after c x the replica's own mean time ..."""
+    deadline_stage_factor: float = 6.0
+    """c': ... or c' x the stage's median, whichever is less."""
+    deadline_floor_s: Seconds = 10.0
+    deadline_first_s: Seconds = 60.0
+    """Deadline while nothing is known about a replica."""
+    slots_max: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Passes one miner may hold at once."""
+    flush: bool = False
+    """Synchronous mode: k micro-batches are opened together, the next k when all of them came back."""
+
+
+class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole agreement of one run."""
+
+    version: int = 1
+    run_id: RunId
+    seed: Count
+    model: ModelSpec
+    boundary: BoundarySpec
+    boundary_size_bytes: Positive
+    """Bytes of one encoded z_BTK or its gradient, framing included: `model.wire.encoded_size` computes it, all check it."""
+    stages: tuple[StageSpec, ...]
+    data: DataSpec
+    inner: InnerSpec
+    merge: MergeSpec
+    routing: RoutingSpec
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stages)
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """B x T."""
+        return self.data.micro_batch_size * self.data.seq_len
+
+    def digest(self) -> Digest:
+        """SHA-256 over the canonical JSON."""
+        return Digest(hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest())

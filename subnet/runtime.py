@@ -1,0 +1,72 @@
+"""All nondeterminism of the shell in one object: now, sleep, random bytes, blocking work.
+
+Purpose: roles take a `Runtime` instead of importing `time` or `random`, so a test or the simulation can run them under
+another clock. Invariant: nothing in bands 1 to 3 sees this file; there, time and randomness are plain arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Runtime(Protocol):
+    """What a role may ask of the world besides its adapters."""
+
+    def now(self) -> float:
+        """Seconds since the Unix epoch."""
+        ...
+
+    async def sleep(self, duration_s: float) -> None: ...
+
+    def random_bytes(self, count: int) -> bytes: ...
+
+    async def run_blocking(self, work: Callable[[], T]) -> T:
+        """Run `work` off the event loop; blocking work of one role never overlaps with itself."""
+        ...
+
+
+class SystemRuntime:
+    """The real world: the wall clock, the system's randomness, one worker thread."""
+
+    def __init__(self) -> None:
+        self._executor: Executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="blocking")
+
+    def now(self) -> float:
+        return time.time()
+
+    async def sleep(self, duration_s: float) -> None:
+        await asyncio.sleep(duration_s)
+
+    def random_bytes(self, count: int) -> bytes:
+        return secrets.token_bytes(count)
+
+    async def run_blocking(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+class LoopRuntime:
+    """Time from the running event loop and randomness from a seed: for tests and simulation under virtual time."""
+
+    def __init__(self, seed: bytes, start: float = 1_700_000_000.0) -> None:
+        self._seed, self._start, self._drawn = seed, start, 0
+
+    def now(self) -> float:
+        return self._start + asyncio.get_running_loop().time()
+
+    async def sleep(self, duration_s: float) -> None:
+        await asyncio.sleep(duration_s)
+
+    def random_bytes(self, count: int) -> bytes:
+        self._drawn += 1
+        return hashlib.shake_256(self._seed + self._drawn.to_bytes(8, "big")).digest(count)
+
+    async def run_blocking(self, work: Callable[[], T]) -> T:
+        return work()

@@ -1,0 +1,74 @@
+"""Object store and journal in memory: for tests and the simulation, with the behaviour of the real ones.
+
+Law: nothing here knows a file, a socket or a clock of its own. The store is also an `ObjectEndpoint`, so its
+`memory://` URLs are checked exactly as the file store's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from subnet.errors import InvariantViolation
+from subnet.protocol.keys import ObjectKey, parse
+from subnet.storage.base import GENESIS_HEAD, JournalRecord, check_prefix, next_head
+from subnet.storage.grants import GrantedStore
+
+
+class MemoryObjectStore(GrantedStore):
+    """Objects in a dict. `now` gives Unix seconds, for the expiry of grants."""
+
+    def __init__(self, now: Callable[[], float], secret: bytes = b"memory object store") -> None:
+        super().__init__("memory://store", secret, now)
+        self._objects: dict[ObjectKey, bytes] = {}
+
+    async def put(self, key: ObjectKey, data: bytes) -> None:
+        parse(key)
+        self._objects[key] = bytes(data)
+
+    async def get(self, key: ObjectKey, offset: int = 0, length: int | None = None) -> bytes:
+        parse(key)
+        data = self._objects[key]
+        return data[offset:] if length is None else data[offset : offset + length]
+
+    async def size_bytes(self, key: ObjectKey) -> int | None:
+        parse(key)
+        data = self._objects.get(key)
+        return None if data is None else len(data)
+
+    async def delete_prefix(self, prefix: str) -> int:
+        check_prefix(prefix)
+        doomed = [key for key in self._objects if key.startswith(prefix)]
+        for key in doomed:
+            del self._objects[key]
+        return len(doomed)
+
+
+class MemoryJournal:
+    """Records in a list. Two journals over one list are two writers, as two processes on one database are."""
+
+    def __init__(self, records: list[JournalRecord] | None = None) -> None:
+        self._records = [] if records is None else records
+        self._head = self._records[-1].head if self._records else GENESIS_HEAD
+        self._count = len(self._records)
+
+    async def append(self, bodies: Sequence[bytes]) -> list[JournalRecord]:
+        if self._count != len(self._records):
+            raise InvariantViolation(f"journal index {self._count} exists already: another writer is at work")
+        new: list[JournalRecord] = []
+        head = self._head
+        for index, body in enumerate(bodies, self._count):
+            head = next_head(head, index, body)
+            new.append(JournalRecord(index, head, bytes(body)))
+        self._records.extend(new)
+        self._head, self._count = head, len(self._records)
+        return new
+
+    async def read(self, start: int, limit: int) -> list[JournalRecord]:
+        start = max(start, 0)
+        return self._records[start : start + max(limit, 0)]
+
+    async def last(self) -> JournalRecord | None:
+        return self._records[-1] if self._records else None
+
+    async def close(self) -> None:
+        pass
