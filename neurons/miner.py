@@ -12,7 +12,6 @@ import signal
 import sys
 from pathlib import Path
 
-import bittensor as bt
 import numpy as np
 import torch
 from loguru import logger
@@ -29,7 +28,7 @@ from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
 from subnet.runtime import SystemRuntime
 from subnet.transport.http_client import HttpControlClient, HttpObjectClient, HttpSession, discover
-from subnet.transport.signing import Keypair
+from subnet.transport.signing import Keypair, open_hotkey
 
 DISCOVERY_PAUSE_S = 2.0
 CLOSE_TIMEOUT_S = 1.0
@@ -40,16 +39,6 @@ def trainer(spec: RunSpec, stage: Stage, work_dir: Path, device: str) -> Trainer
     files = [open_file(data_path(work_dir, file), spec.model.vocab_size) for file in spec.data.train]
     tokens = files[0] if len(files) == 1 else np.concatenate(files)
     return Trainer(spec, stage, device, Batches(tokens, spec.seed, spec.data.micro_batch_size, spec.data.seq_len))
-
-
-def open_hotkey(settings: config.MinerConfig) -> Keypair:
-    """The hotkey that signs. Raises ConfigError where there is none that can be read."""
-    try:
-        wallet = bt.Wallet(settings.wallet, settings.wallet_hotkey, str(Path(settings.wallet_path).expanduser()))
-        return wallet.hotkey
-    except Exception as error:  # the wallet library raises what it likes: missing, unreadable, locked
-        problem = f"{settings.wallet}/{settings.wallet_hotkey} cannot be opened ({error})"
-        raise ConfigError("--wallet-hotkey", problem, "create it: btcli wallet new-hotkey") from None
 
 
 def check_machine(settings: config.MinerConfig) -> Path:
@@ -113,7 +102,7 @@ async def run(settings: config.MinerConfig, keypair: Keypair, work_dir: Path) ->
 def main(argv: list[str]) -> int:
     with config.one_line_errors():
         settings = config.parse(config.MinerConfig, argv, "neurons/miner.py")
-        keypair = open_hotkey(settings)
+        keypair = open_hotkey(settings.wallet_path, settings.wallet, settings.wallet_hotkey)
         telemetry.set_up("miner", keypair.ss58_address, settings.log_level)
         work_dir = check_machine(settings)
         try:

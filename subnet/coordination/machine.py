@@ -82,12 +82,10 @@ def open_run(envelope: Envelope) -> State:
     )
 
 
-def replay(bodies: Iterable[bytes]) -> State:
+def replay(envelopes: Iterable[Envelope]) -> State:
     """Fold a journal. Raises InvariantViolation when it is empty."""
-    decoder = msgspec.json.Decoder(Envelope)
     state: State | None = None
-    for body in bodies:
-        envelope = decoder.decode(body)
+    for envelope in envelopes:
         if state is None:
             state = open_run(envelope)
         else:

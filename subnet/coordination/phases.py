@@ -1,4 +1,6 @@
-"""The phases of a stage as a transition table. Law: the table is data; an illegal transition changes nothing and says why.
+"""The phases of a stage as a transition table.
+
+Law: the table is data; an illegal transition changes nothing and says why.
 
 TRAINING ──► UPLOADING ──► MERGING ──► TRAINING (next epoch)
    ▲            │ nothing uploaded        │

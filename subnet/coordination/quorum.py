@@ -46,14 +46,9 @@ def may_close(
         return False, "waiting for a miner: the stage has no live replica"
     asked = thresholds(merge, len(counts), age_s, neighbour_closed)
     reached = sum(1 for count in counts if count >= asked.num_microbatches)
-    figures = f"{reached} of {len(counts)} replicas did {asked.num_microbatches} micro-batches, {asked.replicas} are asked for"
-    if reached >= asked.replicas:
-        why = (
-            " (relaxed with age)"
-            if age_s > merge.relax_after_s
-            else " (a neighbour closed)"
-            if neighbour_closed
-            else ""
-        )
-        return True, figures + why
-    return False, figures
+    figures = f"{reached} of {len(counts)} replicas did {asked.num_microbatches} micro-batches, {asked.replicas} needed"
+    if reached < asked.replicas:
+        return False, figures
+    if age_s > merge.relax_after_s:
+        return True, f"{figures} (relaxed with age)"
+    return True, f"{figures} (a neighbour closed)" if neighbour_closed else figures

@@ -164,7 +164,7 @@ class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model: ModelSpec
     boundary: BoundarySpec
     boundary_size_bytes: Positive
-    """Bytes of one encoded z_BTK or its gradient, framing included: `model.wire.encoded_size` computes it, all check it."""
+    """Bytes of one encoded z_BTK or its gradient, framing included; `model.wire.encoded_size` computes it."""
     stages: tuple[StageSpec, ...]
     data: DataSpec
     inner: InnerSpec

@@ -181,8 +181,8 @@ class HttpObjectClient:
         return self._session.open()
 
 
-async def discover(url: str, timeout_s: float = 10.0) -> tuple[RunId, Hotkey]:
-    """Which run the orchestrator at `url` hosts, and its hotkey, as its public status says.
+async def read_status(url: str, timeout_s: float = 10.0) -> bytes:
+    """The orchestrator's public view, as JSON.
 
     Raises ConfigError for a URL that is none, Unavailable and PeerFault as a call does.
     """
@@ -193,14 +193,20 @@ async def discover(url: str, timeout_s: float = 10.0) -> tuple[RunId, Hotkey]:
             data = await _read_bounded(response, STATUS_BYTES_MAX)
             if response.status != 200:
                 raise Unavailable(f"{url} answered {response.status} to {_STATUS_PATH}")
-        status = msgspec.json.decode(data, type=_PublicStatus)
-        return RunId(status.run_id), Hotkey(status.orchestrator)
+        return data
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
         raise ConfigError("--orchestrator", f"{url!r} is not a URL", "write it as http://HOST:PORT") from None
-    except _NOT_JSON:
-        raise PeerFault(Reason.MALFORMED, f"{url}{_STATUS_PATH} does not name a run and an orchestrator") from None
     finally:
         await session.release()
+
+
+async def discover(url: str, timeout_s: float = 10.0) -> tuple[RunId, Hotkey]:
+    """Which run the orchestrator at `url` hosts, and its hotkey, as its public status says."""
+    try:
+        status = msgspec.json.decode(await read_status(url, timeout_s), type=_PublicStatus)
+    except _NOT_JSON:
+        raise PeerFault(Reason.MALFORMED, f"{url}{_STATUS_PATH} does not name a run and an orchestrator") from None
+    return RunId(status.run_id), Hotkey(status.orchestrator)
 
 
 class _PublicStatus(msgspec.Struct):

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from bittensor import http_auth
-from bittensor.wallets import is_bittensor_address
+from bittensor.wallets import Wallet, is_bittensor_address
 
-from subnet.errors import PeerFault
+from subnet.errors import ConfigError, PeerFault
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.reasons import Reason
 
@@ -200,3 +201,13 @@ class _BoundByPath:
 
 
 _BOUND_BY_PATH = _BoundByPath()
+
+
+def open_hotkey(wallet_path: str, name: str, hotkey: str) -> Keypair:
+    """The keypair of a wallet's hotkey. Raises ConfigError where there is none that can be read."""
+    try:
+        keypair: Keypair = Wallet(name=name, hotkey=hotkey, path=str(Path(wallet_path).expanduser())).hotkey
+    except Exception as error:  # the wallet library raises what it likes: missing, unreadable, locked
+        problem = f"{name}/{hotkey} cannot be opened ({error})"
+        raise ConfigError("--wallet-hotkey", problem, "create it: btcli wallet new-hotkey") from None
+    return keypair

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from subnet.errors import PeerFault
@@ -90,6 +90,7 @@ async def test_nonces_are_bounded(clock: Any, keys: Callable[[str], Any]) -> Non
     verifier.verify(signer.sign(PATH, b"x")[0], PATH, b"x")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, 3)), max_size=60))
 @example([("a", 0.0), ("a", 100.0), ("a", 0.0), ("a", 0.0), ("a", 0.0)])
 def test_a_bucket_never_gives_more_than_it_holds(steps: list[tuple[str, float]]) -> None:
@@ -128,7 +129,7 @@ def test_a_byte_budget_bounds_but_never_starves() -> None:
 HEADERS = ["Version", "Hotkey", "Receiver", "Nonce", "Crypto", "Signature"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(HEADERS), st.text(max_size=60) | st.just("1"), max_size=6))
 def test_any_headers_are_a_peers_fault(keys: Callable[[str], Any], bent: dict[str, str]) -> None:
     """7. Whatever stands in the headers, verification ends in one kind of error."""

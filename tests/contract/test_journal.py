@@ -122,7 +122,7 @@ async def test_a_journal_begins_empty(shelf: Shelf) -> None:
 @settings(
     max_examples=15,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(batches=st.lists(st.lists(st.binary(max_size=40), max_size=5), max_size=5), data=st.data())
 async def test_what_was_appended_is_read_and_chains(shelf: Shelf, batches: list[list[bytes]], data: Any) -> None:

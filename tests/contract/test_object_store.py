@@ -19,7 +19,7 @@ from subnet.storage.base import check_prefix
 from subnet.storage.files import ON_LOOP_BYTES_MAX, FileObjectStore
 
 TIMEOUT_S = 10.0
-CASES = {"max_examples": 12, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+CASES = {"max_examples": 12, "deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 def slot(item: str = "m1", epoch: int = 0, kind: Kind = Kind.BOUNDARY) -> ObjectKey:

@@ -100,7 +100,9 @@ messages = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(message=messages, spec=st.none() | st.just(SPEC))
 async def test_what_is_sent_arrives(line: Line, clock: Any, message: Message, spec: Digest | None) -> None:
     """1. Any message of the protocol reaches the handler as it was, with the hotkey that signed it."""

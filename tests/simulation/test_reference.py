@@ -141,19 +141,21 @@ def test_the_chain_follows_the_reference(num_stages: int, width: int | None, mer
 
 
 def test_the_compressed_chain_follows_the_compressed_reference() -> None:
-    """2. int8 boundaries, seeded gradients and int8 uploads, each micro-batch in its turn: same codes, same losses.
+    """2. int8 boundaries, seeded gradients and int8 uploads: the same codes, until a sum falls on the edge of one.
 
-    In another order a sum may cross the edge between two codes. One flip is a part of what all roundings together
-    make (1e-3, the last lines), so 3e-4 are allowed, though none flips here.
+    The first two steps, forward and back, agree to fp32 rounding. Later a rare code flips (1/127 of its group's largest
+    value): on the whole the runs stay much closer to each other than to the run without any rounding.
     """
     spec = make_spec(3, 8, upload_values=Values.INT8)
-    spec = msgspec.structs.replace(spec, boundary=msgspec.structs.replace(spec.boundary, values=Values.INT8))
-    spec = msgspec.structs.replace(spec, boundary_size_bytes=32 + 2 * 2 + 2 * 16 * 8)
-    losses, _ = run_chain(spec, 24, (12,))
+    boundary = msgspec.structs.replace(spec.boundary, values=Values.INT8)
+    spec = msgspec.structs.replace(spec, boundary=boundary, boundary_size_bytes=32 + 2 * 2 + 2 * 16 * 8)
+    losses, _ = run_chain(spec, 24, (12,), order=random.Random(1))
     compressed = reference(spec, range(24), (12,))
-    assert np.abs(np.array(losses) - compressed.losses).max() <= 3e-4
+    off = np.abs(np.array(losses) - compressed.losses)
+    assert off[:8].max() <= TOLERANCE
     plain = reference(uncompressed(spec), range(24), (12,))
-    assert np.abs(np.array(compressed.losses) - plain.losses).max() > 6e-4, "the rounding is in the reference too"
+    rounding = np.abs(np.array(plain.losses) - compressed.losses)
+    assert off.mean() < rounding.mean() / 2 and rounding[:8].min() > TOLERANCE
     assert uncompressed(spec).boundary_size_bytes == 32 + 4 * 2 * 16 * 8
 
 

@@ -1,0 +1,286 @@
+"""The orchestrator's shell: journal the envelope, call the machine, perform the effects, reply.
+
+Law: nothing takes effect before it is in the journal. One writer appends whole batches in arrival order and folds them
+into the state; everybody else only reads the state. All decisions are the machine's; here are the waiting, the URLs
+and the looking at objects. Miners' exchanges are held open here until work lies ready for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, NoReturn
+
+import msgspec
+from loguru import logger
+
+from subnet.coordination import machine
+from subnet.coordination.notices import finished
+from subnet.coordination.state import (
+    CheckObject,
+    Deliver,
+    DrawSecret,
+    DropEpoch,
+    Effect,
+    RecomputeShard,
+    Say,
+    State,
+)
+from subnet.coordination.status import status
+from subnet.errors import InvariantViolation
+from subnet.orchestrator import grants, inspection
+from subnet.protocol import keys
+from subnet.protocol.ids import Hotkey
+from subnet.protocol.messages import (
+    Envelope,
+    Exchange,
+    ExchangeReply,
+    Join,
+    Message,
+    Notice,
+    OwnRecord,
+    Receipt,
+    Refusal,
+    Refused,
+    Reply,
+    Request,
+    RunOpened,
+    SecretDrawn,
+    Tick,
+)
+from subnet.protocol.reasons import REMEDY, Reason
+from subnet.runtime import Runtime
+from subnet.storage.base import Journal, JournalRecord, ObjectStore
+
+TICK_S = 0.25
+REFUSALS_FLUSHED_EVERY = 4
+"""Ticks between two records of refusals: a flood becomes one record a second and reason."""
+QUEUE_MAX = 10_000
+SECRET_BYTES = 32
+READ_PAGE = 1000
+
+
+class _Pending(NamedTuple):
+    sender: Hotkey
+    message: Message | OwnRecord
+    done: asyncio.Future[tuple[machine.Decision | None, JournalRecord]]
+
+
+class _Held(NamedTuple):
+    """An exchange held open."""
+
+    answered: asyncio.Future[bool]
+    """True: answer from the state; False: a newer exchange of the same hotkey took its place."""
+
+
+async def read_state(journal: Journal) -> State | None:
+    """Fold a journal page by page; None when it is empty."""
+    decoder = msgspec.json.Decoder(Envelope)
+    state, start = None, 0
+    while page := await journal.read(start, READ_PAGE):
+        for record in page:
+            envelope = decoder.decode(record.body)
+            if state is None:
+                state = machine.open_run(envelope)
+            else:
+                machine.handle(state, envelope)
+        start = page[-1].index + 1
+    return state
+
+
+class Service:
+    """The run's `ControlHandler`. `hotkey` is the orchestrator's own; `state` None opens the run with `opening`."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        store: ObjectStore,
+        runtime: Runtime,
+        hotkey: Hotkey,
+        state: State | None = None,
+        on_said: Callable[[str], None] | None = None,
+    ) -> None:
+        self._journal, self._store, self._runtime, self._hotkey = journal, store, runtime, hotkey
+        self._state = state
+        self._queue: asyncio.Queue[_Pending] = asyncio.Queue(QUEUE_MAX)
+        self._held: dict[Hotkey, _Held] = {}
+        self._refusals: dict[Reason, Refused] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._status: tuple[int, bytes] = (-1, b"")
+        self._last: JournalRecord | None = None
+        self._said = on_said or (lambda line: logger.info("{}", line))
+
+    @property
+    def state(self) -> State:
+        if self._state is None:
+            raise InvariantViolation("the run is not open")
+        return self._state
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self, begin: Callable[[], Awaitable[None]]) -> NoReturn:
+        """Serve until cancelled. `begin` submits the first records; requests are answered after it only."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            group.create_task(self._write())
+            await begin()
+            await self._tick()
+        raise InvariantViolation("the service ended by itself")
+
+    async def open(self, opening: RunOpened) -> None:
+        """Begin a new run."""
+        await self.submit(opening)
+        await self._draw_secret(DrawSecret(self.state.stages[0].epoch))
+
+    async def submit(self, message: OwnRecord) -> None:
+        """Journal one of the orchestrator's own records and do what follows from it."""
+        await self._enter(self._hotkey, message)
+
+    async def _enter(
+        self, sender: Hotkey, message: Message | OwnRecord
+    ) -> tuple[machine.Decision | None, JournalRecord]:
+        done: asyncio.Future[tuple[machine.Decision | None, JournalRecord]] = asyncio.get_running_loop().create_future()
+        await self._queue.put(_Pending(sender, message, done))
+        return await done
+
+    async def _write(self) -> NoReturn:
+        """The one writer: whatever waits is appended together, then decided in order."""
+        encode = msgspec.json.Encoder().encode
+        while True:
+            batch = [await self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            now = self._runtime.now()
+            at = max(now, self._state.at) if self._state is not None else now
+            envelopes = [Envelope(sender=p.sender, at=at, message=p.message) for p in batch]
+            records = await self._journal.append([encode(envelope) for envelope in envelopes])
+            for pending, envelope, record in zip(batch, envelopes, records, strict=True):
+                self._last = record
+                decision = self._decide(envelope)
+                if not pending.done.done():
+                    pending.done.set_result((decision, record))
+            if self._state is not None and finished(self._state):
+                for hotkey in list(self._held):
+                    self._wake(hotkey, True)
+
+    def _decide(self, envelope: Envelope) -> machine.Decision | None:
+        if self._state is None:
+            self._state = machine.open_run(envelope)
+            return None
+        decision = machine.handle(self._state, envelope)
+        for effect in decision.effects:
+            self._perform(effect)
+        return decision
+
+    async def _tick(self) -> None:
+        count = 0
+        while True:
+            await self._runtime.sleep(TICK_S)
+            count += 1
+            if machine.is_due(self.state, self._runtime.now()):
+                await self.submit(Tick())
+            if self._refusals and count % REFUSALS_FLUSHED_EVERY == 0:
+                waiting, self._refusals = list(self._refusals.values()), {}
+                for refused in waiting:
+                    await self.submit(refused)
+
+    # ---- effects -----------------------------------------------------------------------------------------------------
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Deliver():
+                self._wake(effect.hotkey, True)
+            case Say():
+                self._said(effect.sentence)
+            case DrawSecret():
+                self._spawn(self._draw_secret(effect))
+            case DropEpoch():
+                self._spawn(self._drop(effect))
+            case CheckObject():
+                self._spawn(self._check(effect))
+            case RecomputeShard():
+                self._spawn(self._recompute(effect))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        if self._group is None:
+            raise InvariantViolation("an effect before the service runs")
+        self._group.create_task(work)  # type: ignore[arg-type]
+
+    async def _draw_secret(self, effect: DrawSecret) -> None:
+        await self.submit(SecretDrawn(epoch=effect.epoch, secret=self._runtime.random_bytes(SECRET_BYTES).hex()))
+
+    async def _drop(self, effect: DropEpoch) -> None:
+        dropped = await self._store.delete_prefix(keys.epoch_prefix(self.state.spec.run_id, effect.epoch))
+        logger.debug("epoch {} is behind the window: {} objects deleted", effect.epoch, dropped)
+
+    async def _check(self, effect: CheckObject) -> None:
+        await self.submit(await inspection.check(self.state.spec, self._store, effect, self._runtime))
+
+    async def _recompute(self, effect: RecomputeShard) -> None:
+        await self.submit(await inspection.recompute(self.state.spec, self._store, effect, self._runtime))
+
+    # ---- the door ----------------------------------------------------------------------------------------------------
+
+    async def handle(self, sender: Hotkey, request: Request) -> Reply:
+        """One authenticated request."""
+        state, message = self.state, request.message
+        if request.run_id != state.spec.run_id:
+            said = f"this orchestrator hosts {state.spec.run_id}, not {request.run_id}"
+            return await self.refuse(Refused(reason=Reason.WRONG_RUN, claimed=sender, sentence=said[:300]))
+        if request.spec_digest != state.spec_digest and not (isinstance(message, Join) and request.spec_digest is None):
+            said = f"the run's RunSpec has digest {state.spec_digest}"
+            return await self.refuse(Refused(reason=Reason.WRONG_SPEC, claimed=sender, sentence=said))
+        decision, record = await self._enter(sender, message)
+        if decision is None or decision.reply is None:
+            raise InvariantViolation("a request got no reply from the machine")
+        reply = decision.reply
+        if isinstance(message, Exchange) and isinstance(reply, ExchangeReply):
+            self._wake(sender, False)
+            # what was decided for others in the same batch may already have brought work for this one
+            reply = machine.exchange_reply(state, sender, message, reply.verdicts)
+            if self._worth_holding(message, reply):
+                reply = await self._hold(sender, message)
+        receipt = Receipt(journal_index=record.index, head=record.head)
+        return grants.granted(reply, receipt, self._store, self._runtime.now())
+
+    def _worth_holding(self, message: Exchange, reply: ExchangeReply) -> bool:
+        return not (reply.verdicts or reply.work or reply.drop or reply.finished) and message.free_slots > 0
+
+    async def _hold(self, sender: Hotkey, message: Exchange) -> ExchangeReply:
+        """Wait for work, a newer exchange, or the end of the heartbeat."""
+        held = _Held(asyncio.get_running_loop().create_future())
+        self._held[sender] = held
+        current = True
+        try:
+            async with asyncio.timeout(self.state.spec.routing.heartbeat_s):
+                current = await held.answered
+        except TimeoutError:
+            pass
+        finally:
+            if self._held.get(sender) is held:
+                del self._held[sender]
+        reply = machine.exchange_reply(self.state, sender, message, ())
+        return reply if current else msgspec.structs.replace(reply, work=(), drop=())
+
+    def _wake(self, hotkey: Hotkey, current: bool) -> None:
+        held = self._held.pop(hotkey, None)
+        if held is not None and not held.answered.done():
+            held.answered.set_result(current)
+
+    async def refuse(self, refused: Refused) -> Reply:
+        """Count the refusal for the journal and tell the sender why."""
+        before = self._refusals.get(refused.reason)
+        times = refused.times + (before.times if before is not None else 0)
+        self._refusals[refused.reason] = msgspec.structs.replace(before or refused, times=times)
+        remedy = REMEDY[refused.reason]
+        return Refusal(notice=Notice(reason=refused.reason, sentence=refused.sentence, remedy=remedy))
+
+    def status(self) -> bytes:
+        """The public view, made anew when the journal has grown."""
+        index = self._last.index if self._last is not None else -1
+        if self._status[0] != index:
+            view = status(self.state)
+            view["orchestrator"] = self._hotkey
+            view["journal"] = {"index": index, "head": self._last.head if self._last else ""}
+            self._status = (index, msgspec.json.encode(view))
+        return self._status[1]
