@@ -68,7 +68,7 @@ class LocalnetConfig(Config, frozen=True, kw_only=True):
 
     miners: Annotated[int, _about("miner processes to start", ge=1, le=256)] = 6
     stages: Annotated[int, _about("stages the model is cut into", ge=1, le=64)] = 3
-    epochs: Annotated[int, _about("epochs (merges of every stage) until the run is finished", ge=1, le=100_000)] = 3
+    epochs: Annotated[int, _about("epochs (merges of every stage) until the run is finished", ge=1, le=100_000)] = 6
     seed: Annotated[int, _about("seed of the data order, the first parameters and the faults", ge=0, le=2**31)] = 7
     text: Annotated[
         str, _about("text file, or folder of .txt files, to train on; default: the King James Bible", metavar="PATH")

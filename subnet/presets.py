@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from subnet.errors import ConfigError
 from subnet.model.split import split
 from subnet.model.wire import boundary_size_bytes
@@ -39,22 +41,26 @@ class Preset(NamedTuple):
     routing: RoutingSpec
 
 
+EPOCH_MICRO_BATCHES = 110
+"""About so many make an epoch of `laptop`, whatever the number of replicas that share them."""
+
+
 def laptop(size: Size) -> Preset:
     """A 2.2M-parameter model (3.2M with its token tables) that learns English in minutes on two cores; the default."""
-    # an epoch is about this many micro-batches, whatever the number of replicas that share them
-    num_microbatches_min = size.num_microbatches_min or max(8, -(-160 // size.replicas))
-    steps_per_epoch = max(1, num_microbatches_min // 2)
+    num_microbatches_min = size.num_microbatches_min or max(8, -(-EPOCH_MICRO_BATCHES // size.replicas))
+    steps_per_epoch = num_microbatches_min
     warmup_steps = min(20, steps_per_epoch)
     return Preset(
         ModelSpec(vocab_size=4096, d_model=128, num_layers=6, num_heads=4, num_kv_heads=2, d_ff=352),
         # K = D/8 at int8: 16x against bf16. The token table makes up for the thin boundary (ALGORITHMS 1)
         BoundarySpec(width=16, hidden=64, values=Values.INT8, scale_group_tokens=64, token_table=True),
         InnerSpec(
-            micro_batches_per_step=2,
-            lr_peak=3e-3,
-            lr_final=3e-4,
+            # replicas already average: a step for each micro-batch gave the lowest loss at equal tokens
+            micro_batches_per_step=1,
+            lr_peak=6e-3,
+            lr_final=6e-4,
             warmup_steps=warmup_steps,
-            rewarm_steps=5,
+            rewarm_steps=3,
             decay_steps=max(1, size.epochs * steps_per_epoch - warmup_steps),
             steps_per_epoch=steps_per_epoch,
             reset_each_epoch=True,
@@ -75,6 +81,12 @@ def laptop(size: Size) -> Preset:
         # one machine: silence means a dead process, not a slow line
         RoutingSpec(heartbeat_s=5.0, dead_after_s=15.0, deadline_first_s=60.0),
     )
+
+
+def bench(size: Size) -> Preset:
+    """`laptop` without its token tables: the 2.2M parameters that `make bench` measures speed with."""
+    preset = laptop(size)
+    return preset._replace(boundary=msgspec.structs.replace(preset.boundary, token_table=False))
 
 
 def equivalence(size: Size, *, width: int | None = None) -> Preset:
@@ -125,7 +137,7 @@ def equivalence(size: Size, *, width: int | None = None) -> Preset:
     )
 
 
-PRESETS: dict[str, Callable[[Size], Preset]] = {"laptop": laptop, "equivalence": equivalence}
+PRESETS: dict[str, Callable[[Size], Preset]] = {"laptop": laptop, "equivalence": equivalence, "bench": bench}
 
 
 def choose(name: str, size: Size) -> Preset:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from subnet.coordination import phases
-from subnet.coordination.merge_work import give, is_merge_work, item_id, open_offers, withdraw_all
-from subnet.coordination.state import Deliver, DropEpoch, Effect, Merge, MergeRecord, Miner, Say, StageState, State
+from subnet.coordination import overdue, phases, reducing, routing
+from subnet.coordination.merge_state import Merge
+from subnet.coordination.merge_work import give, item_id, merge_work_of, next_number, open_offers, withdraw_all
+from subnet.coordination.state import Deliver, DropEpoch, Effect, MergeRecord, Miner, Say, StageState, State
 from subnet.merging import agreement, compression
 from subnet.protocol import keys
 from subnet.protocol.draw import choose
-from subnet.protocol.ids import Digest, Epoch, Phase, Values
+from subnet.protocol.ids import Digest, Epoch, Hotkey, Phase, Values
 from subnet.protocol.messages import ApplyWork, Source, SyncWork, Target, Work
 from subnet.protocol.reasons import Reason
 
@@ -22,43 +23,67 @@ RETAINED_EPOCHS = 3
 """Epochs whose objects are kept behind the oldest running one."""
 NORM_EPOCHS = 5
 
+Anchor = tuple[Digest, Digest]
+"""Digests of a stage's parameters and momentum: equal on all honest replicas."""
+
 
 def step(state: State, stage: StageState, merge: Merge, at: float) -> list[Effect]:
     """Every replica takes the outer step; one publishes the result, and the epoch turns when it is there."""
-    members = [m for m in state.replicas(stage.stage) if m.synced_epoch == stage.epoch and m.ready]
+    if merge.checking:
+        stage.sentence = f"the orchestrator looks at {len(merge.checking)} objects that were complained about"
+        return []
+    holders = [m for m in state.replicas(stage.stage) if m.synced_epoch == stage.epoch and m.ready]
+    unreadable = _unreadable(merge, {m.hotkey for m in holders})
+    if unreadable is not None:
+        return [Say(reducing.discard(state, stage, merge, unreadable))]
+    unable = {hotkey for source in merge.reduced.values() for hotkey in merge.unheeded.get(source.key, ())}
+    members = [m for m in holders if m.hotkey not in unable]
     if not members:
         stage.sentence = "waiting for a miner: nobody is there to apply the merge"
         return []
     effects: list[Effect] = []
+    published = _published(merge)
+    if published is None:
+        effects += _hand_out(state, stage, merge, members, at)
     waiting = {offer.hotkey for offer in open_offers(state, stage, ApplyWork)}
-    published = {hotkey: pair for hotkey, pair in merge.published.items() if pair[0].digest == _winner(merge)}
-    publishing = {o.hotkey for o in open_offers(state, stage, ApplyWork) if _publishes(o.work)}
-    if not published and not publishing:
-        pool = [m for m in members if m.hotkey not in merge.published and m.hotkey not in waiting]
-        if pool:
-            publisher = choose(
-                state.secret(), sorted(m.hotkey for m in pool), "publisher", stage.stage, stage.epoch, merge.attempt
-            )
-            merge.attempt += 1
-            merge.deadline = at + state.spec.merge.apply_deadline_s
-            effects.append(_give_apply(state, stage, merge, state.miners[publisher], at, publish=True))
-            waiting.add(publisher)
-    for miner in members:
-        if miner.hotkey not in waiting and miner.hotkey not in merge.applied:
-            effects.append(_give_apply(state, stage, merge, miner, at, publish=False))
-            waiting.add(miner.hotkey)
-    if waiting and at < merge.deadline:
-        stage.sentence = f"{len(merge.applied)} of {len(members)} replicas have applied the merge"
-        return effects
-    if published:
-        return effects + _turn_epoch(state, stage, merge, next(iter(published.values())), at)
-    if waiting:
+    # who came after training had closed does not hold the others up: it loads the result instead
+    needed = {h for h in waiting if published is None or state.miners[h].joined_at <= merge.closed_at}
+    if published is not None and (not needed or at >= merge.deadline):
+        return effects + _turn_epoch(state, stage, merge, published, at)
+    if at >= merge.deadline:
         withdraw_all(state, stage, ApplyWork)
         merge.attempt += 1
         merge.deadline = at + state.spec.merge.apply_deadline_s
-    elif merge.published:
-        merge.published.clear()
-        merge.applied.clear()
+    stage.sentence = f"{len(merge.applied)} of {len(members)} replicas have applied the merge"
+    return effects
+
+
+def _unreadable(merge: Merge, holders: set[Hotkey]) -> Hotkey | None:
+    """The owner of a reduced object that most of those who must read it cannot use, good as it may look."""
+    for hotkey, source in merge.reduced.items():
+        accusers = holders.intersection(merge.unheeded.get(source.key, ()))
+        if 2 * len(accusers) > len(holders):
+            return hotkey
+    return None
+
+
+def _hand_out(state: State, stage: StageState, merge: Merge, members: list[Miner], at: float) -> list[Effect]:
+    """One replica at a time is asked to publish what most have reached; all others only apply."""
+    effects: list[Effect] = []
+    offers = open_offers(state, stage, ApplyWork)
+    waiting, winner = {offer.hotkey for offer in offers}, _winner(merge)
+    able = sorted(
+        m.hotkey for m in members if m.hotkey not in waiting and merge.applied.get(m.hotkey, winner) == winner
+    )
+    if able and not any(_publishes(offer.work) for offer in offers):
+        publisher = choose(state.secret(), able, "publisher", stage.stage, stage.epoch, merge.attempt)
+        merge.attempt += 1
+        merge.deadline = at + state.spec.merge.apply_deadline_s
+        effects.append(_give_apply(state, stage, merge, state.miners[publisher], at, publish=True))
+        waiting.add(publisher)
+    for miner in members:
+        if miner.hotkey not in waiting and miner.hotkey not in merge.applied:
+            effects.append(_give_apply(state, stage, merge, miner, at, publish=False))
     return effects
 
 
@@ -66,22 +91,33 @@ def _publishes(work: Work) -> bool:
     return isinstance(work, ApplyWork) and work.publish_parameters is not None
 
 
-def _winner(merge: Merge) -> Digest | None:
-    """The parameters' digest that most replicas reached; among equals, one that was published."""
-    counts = Counter(parameters for parameters, _ in merge.applied.values())
-    published = {pair[0].digest for pair in merge.published.values()}
-    return max(counts, key=lambda digest: (counts[digest], digest in published, digest), default=None)
+def _winner(merge: Merge) -> Anchor | None:
+    """The anchor that most replicas reached; among equals, one that was published."""
+    counts = Counter(merge.applied.values())
+    published = {_digests(pair) for pair in merge.published.values()}
+    return max(counts, key=lambda anchor: (counts[anchor], anchor in published, anchor), default=None)
+
+
+def _digests(published: tuple[Source, Source]) -> Anchor:
+    return published[0].digest, published[1].digest
+
+
+def _published(merge: Merge) -> tuple[Source, Source] | None:
+    """The winner's objects, if they are in the store."""
+    winner = _winner(merge)
+    return next((pair for pair in merge.published.values() if _digests(pair) == winner), None)
 
 
 def _give_apply(state: State, stage: StageState, merge: Merge, miner: Miner, at: float, publish: bool) -> Deliver:
     size = compression.encoded_size(Values.FP32, state.spec.stages[stage.stage].num_params)
-    run, epoch, name = state.spec.run_id, stage.epoch + 1, f"{miner.hotkey}.{merge.attempt}"
+    number = next_number(state)
+    run, epoch, name = state.spec.run_id, stage.epoch + 1, f"{miner.hotkey}.{number}"
 
     def target(kind: keys.Kind) -> Target | None:
         return Target(key=keys.make(run, epoch, stage.stage, name, kind), size_bytes=size) if publish else None
 
     work = ApplyWork(
-        item=item_id("a", stage, merge.attempt, miner.hotkey),
+        item=item_id("a", stage, number, miner.hotkey),
         stage=stage.stage,
         epoch=stage.epoch,
         shards=merge.shards,
@@ -97,13 +133,16 @@ def _turn_epoch(
 ) -> list[Effect]:
     """The merge is done: the stage's next epoch begins."""
     withdraw_all(state, stage, ApplyWork)
-    for hotkey, (parameters, _) in merge.applied.items():
+    for hotkey, anchor in merge.applied.items():
         miner = state.miners[hotkey]
-        if parameters == published[0].digest:
+        if anchor == _digests(published):
             miner.synced_epoch = stage.epoch + 1
         else:
             miner.faults += 1
             state.incident(Reason.WRONG_ANCHOR, f"stage {stage.stage}: parameters differ after the merge", hotkey)
+    for hotkey in list(stage.contributions):
+        if hotkey not in merge.uploads:
+            del stage.contributions[hotkey]  # it did not upload: it starts the next epoch at the anchor
     record = _record(stage, merge, at)
     stage.merges.append(record)
     stage.norms = (stage.norms + [[u.norm for h, u in merge.uploads.items() if h not in merge.excluded]])[-NORM_EPOCHS:]
@@ -118,7 +157,10 @@ def _turn_epoch(
     effects: list[Effect] = [Say(line)]
     oldest = min(other.epoch for other in state.stages)
     if oldest == stage.epoch and oldest > RETAINED_EPOCHS:
-        effects.append(DropEpoch(Epoch(oldest - RETAINED_EPOCHS - 1)))
+        dropped = Epoch(oldest - RETAINED_EPOCHS - 1)
+        for batch in [b for b in state.micro_batches.values() if b.epoch <= dropped]:
+            overdue.give_up(state, batch, f"with the objects of epoch {dropped}")
+        effects.append(DropEpoch(dropped))
     return effects
 
 
@@ -134,7 +176,7 @@ def _record(stage: StageState, merge: Merge, at: float) -> MergeRecord:
         single=len(settlement.single),
         lost=len(settlement.lost),
         disputed=len(merge.recomputing),
-        faulty={hotkey: sorted(shards) for hotkey, shards in settlement.faulty.items()},
+        faulty={hotkey: sorted(shards) for hotkey, shards in merge.faulty.items()},
         disagreements=agreement.disagreements(merge.assignments, merge.reports),
         closed_at=merge.closed_at,
         uploaded_at=stage.uploaded_at,
@@ -144,15 +186,25 @@ def _record(stage: StageState, merge: Merge, at: float) -> MergeRecord:
 
 
 def sync_stragglers(state: State, stage: StageState, at: float) -> list[Effect]:
-    """Replicas whose parameters are not those of the running epoch load them from the store."""
+    """Replicas whose parameters are not those of the running epoch load them from the store.
+
+    While others apply a merge, its result is waited for; where nobody else is left, the stragglers must apply it.
+    """
     effects: list[Effect] = []
-    if stage.merge is not None and stage.merge.step == "apply":
+    replicas = state.replicas(stage.stage)
+    applying = stage.merge is not None and stage.merge.step == "apply"
+    if applying and any(miner.synced_epoch == stage.epoch for miner in replicas):
         return effects
-    for miner in state.replicas(stage.stage):
-        if miner.synced_epoch == stage.epoch or any(is_merge_work(state.offers[item].work) for item in miner.offers):
+    for miner in replicas:
+        if miner.synced_epoch == stage.epoch:
             continue
-        work = SyncWork(
-            item=item_id("y", stage, miner.faults % 10_000, miner.hotkey),
+        given = merge_work_of(state, miner)
+        if any(work.epoch == stage.epoch for work in given):
+            continue
+        for work in given:
+            routing.withdraw(state, work.item)
+        sync = SyncWork(
+            item=item_id("y", stage, next_number(state), miner.hotkey),
             stage=stage.stage,
             epoch=stage.epoch,
             parameters=stage.parameters,
@@ -160,5 +212,5 @@ def sync_stragglers(state: State, stage: StageState, at: float) -> list[Effect]:
             deadline_s=state.spec.merge.apply_deadline_s,
         )
         stage.contributions.pop(miner.hotkey, None)
-        effects.append(give(state, stage, miner, work, at))
+        effects.append(give(state, stage, miner, sync, at))
     return effects

@@ -12,10 +12,11 @@ from typing import assert_never
 
 import msgspec
 
-from subnet.coordination import members, merge_results, passes, rounds, routing
+from subnet.coordination import members, merge_results, overdue, passes, resuming, rounds, routing
 from subnet.coordination.notices import finished, notice_for
 from subnet.coordination.state import DrawSecret, Effect, Evaluation, Offer, Say, StageState, State
 from subnet.errors import InvariantViolation
+from subnet.protocol import keys
 from subnet.protocol.ids import Epoch, Hotkey, ItemId, Phase, Stage
 from subnet.protocol.messages import (
     Envelope,
@@ -119,9 +120,9 @@ def _dispatch_message(state: State, envelope: Envelope) -> tuple[Reply | None, l
         case Tick():
             return None, []
         case Registered():
-            return None, members.register(state, message, at)
+            return None, members.register(state, message)
         case SecretDrawn():
-            state.secrets[message.epoch] = message.secret
+            state.secrets.setdefault(message.epoch, message.secret)
             for old in sorted(state.secrets)[:-8]:
                 del state.secrets[old]
             return None, []
@@ -133,7 +134,7 @@ def _dispatch_message(state: State, envelope: Envelope) -> tuple[Reply | None, l
             state.refusals[message.reason] = state.refusals.get(message.reason, 0) + message.times
             return None, []
         case RunResumed():
-            return None, members.resume(state, message, at)
+            return None, resuming.resume(state, message, at)
         case RunOpened():
             raise InvariantViolation("run-opened in the middle of a journal")
         case _:
@@ -142,16 +143,17 @@ def _dispatch_message(state: State, envelope: Envelope) -> tuple[Reply | None, l
 
 def _go_on(state: State, at: float) -> list[Effect]:
     """Everything that follows from the state itself: deadlines, silence, merges, new work."""
-    effects: list[Effect] = [Say(line) for line in routing.expire_offers(state, at)]
+    effects: list[Effect] = [Say(line) for line in overdue.expire(state, at)]
     effects += members.notice_silence(state, at)
+    effects += members.rebalance(state, at)
+    if state.secrets:
+        effects += rounds.advance_all(state, at)
     newest = max(stage.epoch for stage in state.stages)
     if state.secret_asked < newest:
         state.secret_asked = newest
         effects.append(DrawSecret(Epoch(newest)))
     if not state.secrets:
         return effects
-    for stage in state.stages:
-        effects += rounds.advance(state, stage, at)
     if state.target_epochs and all(
         stage.epoch >= state.target_epochs and stage.phase is Phase.TRAINING for stage in state.stages
     ):
@@ -178,8 +180,10 @@ def _exchange(state: State, sender: Hotkey, message: Exchange, at: float) -> tup
         state.outcomes[key] = state.outcomes.get(key, 0) + 1
         verdicts.append(verdict)
         effects += more
-    unseen = sum(1 for o in _open(state, sender) if isinstance(o.work, PassWork) and o.item not in message.holding)
-    miner.free_slots = min(message.free_slots, state.spec.routing.slots_max) - unseen
+    given = [offer.item for offer in _open(state, sender) if isinstance(offer.work, PassWork)]
+    unseen = len(set(given) - set(message.holding))
+    # what a miner was given and has not answered counts, whatever it says about its slots
+    miner.free_slots = max(0, min(message.free_slots - unseen, state.spec.routing.slots_max - len(given)))
     placeholder = ExchangeReply(verdicts=tuple(verdicts), work=(), drop=(), notice=notice_for(state, sender))
     return placeholder, effects
 
@@ -192,14 +196,13 @@ def _result(state: State, sender: Hotkey, result: Result, at: float) -> tuple[Ve
         return passes.reject(state, result.item, Reason.NOT_YOURS, "given to another hotkey", sender), []
     is_pass = isinstance(offer.work, PassWork)
     if isinstance(result, Failed):
-        verdict, checks = (passes.fail if is_pass else merge_results.fail)(state, offer, result)
-        return verdict, list(checks)
+        return (passes.fail if is_pass else merge_results.fail)(state, offer, result)
     if is_pass and isinstance(result, PassDone):
         return passes.accept(state, offer, result, at), []
     if is_pass or isinstance(result, PassDone):
         said = f"a {type(result).__name__} does not answer a {type(offer.work).__name__}"
-        return passes.reject(state, result.item, Reason.MALFORMED, said, sender), []
-    return merge_results.accept(state, offer, result), []
+        return (passes.misanswered if is_pass else merge_results.misanswered)(state, offer, said), []
+    return merge_results.accept(state, offer, result)
 
 
 def _open(state: State, hotkey: Hotkey) -> list[Offer]:
@@ -211,9 +214,12 @@ def exchange_reply(state: State, hotkey: Hotkey, message: Exchange, verdicts: tu
 
     Work that the miner does not hold yet is in every reply until it does: a lost reply loses nothing.
     """
-    holding = set(message.holding)
-    work = tuple(offer.work for offer in _open(state, hotkey) if offer.item not in holding)
-    drop = tuple(ItemId(item) for item in message.holding if item not in state.offers)
+    if state.miners[hotkey].session != message.session:
+        said = members.notice(Reason.OLD_SESSION, "another process joined with this hotkey after yours")
+        return ExchangeReply(verdicts=verdicts, work=(), drop=message.holding, notice=said)
+    given, holding = {offer.item: offer.work for offer in _open(state, hotkey)}, set(message.holding)
+    work = tuple(work for item, work in given.items() if item not in holding)
+    drop = tuple(ItemId(item) for item in message.holding if item not in given)
     return ExchangeReply(
         verdicts=verdicts, work=work, drop=drop, notice=notice_for(state, hotkey), finished=finished(state)
     )
@@ -236,35 +242,30 @@ def _recomputed(state: State, message: ShardRecomputed) -> list[Effect]:
     merge = stage.merge
     if merge is None or stage.epoch != message.epoch or message.shard not in merge.recomputing:
         return []
+    number = str(merge.recomputing[message.shard])
+    if message.source is not None and keys.parse(message.source.key).item.rpartition(".")[2] != number:
+        return []  # the answer to a question about a manifest of before
     merge.recomputed[message.shard] = message.source
     return [Say(f"stage {stage.stage} epoch {stage.epoch}: shard {message.shard} was reduced by the orchestrator")]
 
 
 def _object_checked(state: State, message: ObjectChecked) -> list[Effect]:
     for batch in list(state.micro_batches.values()):
-        outputs = [s for hop in batch.hops for s in (hop.boundary, hop.gradient) if s is not None]
-        if any(source.key == message.key for source in outputs):
-            return [Say(passes.checked(state, batch.id, message.key, message.reason))]
+        if batch.accused is not None and batch.accused.key == message.key:
+            return [Say(passes.checked(state, batch, message.key, message.reason))]
     return [Say(merge_results.checked(state, message.key, message.reason))]
 
 
 def is_due(state: State, now: float) -> bool:
     """Whether a Tick at `now` would change anything: only such ticks are journaled."""
-    if any(
-        not offer.expired and offer.deadline <= now
-        for offer in state.offers.values()
-        if isinstance(offer.work, PassWork)
-    ):
+    if overdue.is_due(state, now):
         return True
     silent = state.spec.routing.dead_after_s
     if any(miner.live and now - miner.last_seen > silent for miner in state.miners.values()):
         return True
-    for stage in state.stages:
-        if stage.merge is not None and now >= stage.merge.deadline:
-            return True
-        if stage.phase is Phase.TRAINING and rounds.closing(state, stage, now)[0]:
-            return True
-    return False
+    if members.starving(state, now) is not None:
+        return True
+    return bool(state.secrets) and any(rounds.is_due(state, stage, now) for stage in state.stages)
 
 
 __all__ = ["Decision", "Refusal", "exchange_reply", "handle", "is_due", "open_run", "replay"]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from statistics import median
 
-from subnet.coordination import routing
+from subnet.coordination import overdue
 from subnet.coordination.placement import Load, place
-from subnet.coordination.state import Effect, Miner, Say, State
+from subnet.coordination.state import Effect, Miner, Say, StageState, State
 from subnet.protocol.ids import Hotkey, Pass, Phase, Stage
-from subnet.protocol.messages import Join, Joined, Notice, Refusal, Registered, Reply, RunResumed, Source
+from subnet.protocol.messages import Join, Joined, Notice, Refusal, Registered, Reply, Source
 from subnet.protocol.reasons import REMEDY, Reason
+from subnet.scoring.ledger import SHARE
 
 
 def notice(reason: Reason, sentence: str) -> Notice:
@@ -30,6 +31,7 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
         return refusal(Reason.NOT_REGISTERED, "this hotkey is not registered on the subnet"), []
     known = state.miners.get(hotkey)
     if known is not None and known.session == message.session and known.live:
+        known.last_seen = at
         return _joined(state, known, "you are in already"), []
     if known is not None:
         _end_session(state, known)
@@ -46,6 +48,7 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
         last_seen=at,
         live=True,
         synced_epoch=stage.epoch,
+        credited=known.credited if known else {},
         faults=known.faults if known else 0,
         false_complaints=known.false_complaints if known else 0,
     )
@@ -56,7 +59,7 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
 
 def _end_session(state: State, miner: Miner) -> None:
     """The process is gone, and with it its graphs, its local progress and its applied merge; its uploads stand."""
-    routing.release(state, miner.hotkey)
+    overdue.release(state, miner.hotkey)
     stage = state.stages[miner.stage]
     stage.contributions.pop(miner.hotkey, None)
     if stage.merge is not None:
@@ -71,14 +74,22 @@ def _stage_for_return(state: State, known: Miner) -> tuple[int, str]:
 
 
 def _loads(state: State) -> list[Load]:
-    means = [m.mean_s[Pass.BACKWARD] for m in state.miners.values() if m.live and Pass.BACKWARD in m.mean_s]
-    typical = median(means) if means else 1.0
+    speeds = {m.hotkey: speed for m in state.miners.values() if m.live and (speed := _speed(state, m)) is not None}
+    typical = median(speeds.values()) if speeds else 1.0
     loads = []
     for stage in state.stages:
         replicas = state.replicas(stage.stage)
-        strength = sum(typical / m.mean_s[Pass.BACKWARD] if Pass.BACKWARD in m.mean_s else 1.0 for m in replicas)
+        strength = sum(speeds.get(m.hotkey, typical) / typical for m in replicas)
         loads.append(Load(stage.stage, len(replicas), strength, state.spec.stages[stage.stage].flops_per_token))
     return loads
+
+
+def _speed(state: State, miner: Miner) -> float | None:
+    """FLOPs per second and token in the pass that ends a micro-batch in its stage; None while nothing is known."""
+    for kind in (Pass.BACKWARD, Pass.LOSS):
+        if miner.mean_s.get(kind, 0.0) > 0:
+            return SHARE[kind] * state.spec.stages[miner.stage].flops_per_token / miner.mean_s[kind]
+    return None
 
 
 def _joined(state: State, miner: Miner, why: str) -> Joined:
@@ -128,7 +139,35 @@ def remove(state: State, miner: Miner, reason: Reason, sentence: str) -> list[Ef
     return [Say(f"miner {miner.hotkey[:8]} of stage {miner.stage} is gone: {sentence}")]
 
 
-def register(state: State, message: Registered, at: float) -> list[Effect]:
+def starving(state: State, now: float) -> StageState | None:
+    """A stage that was without replica for so long that one of another stage must move (DESIGN 6); None if none can."""
+    limit = state.spec.routing.dead_after_s
+    if not any(len(state.replicas(stage.stage)) > 1 for stage in state.stages):
+        return None
+    for stage in state.stages:
+        if stage.empty_since is not None and now - stage.empty_since >= limit and stage.phase is not Phase.PAUSED:
+            return stage
+    return None
+
+
+def rebalance(state: State, at: float) -> list[Effect]:
+    """Where a stage starves, end the session of the best provisioned stage's newest replica: it joins again, there."""
+    for stage in state.stages:
+        if state.replicas(stage.stage):
+            stage.empty_since = None
+        elif stage.empty_since is None:
+            stage.empty_since = at
+    needy = starving(state, at)
+    if needy is None:
+        return []
+    needy.empty_since = at  # the next one is asked only if this one does not come
+    loads = [load for load in _loads(state) if load.replicas > 1]
+    richest = max(loads, key=lambda load: (load.strength / load.flops_per_token, -load.stage))
+    miner = max(state.replicas(richest.stage), key=lambda m: (m.joined_at, m.hotkey))
+    return remove(state, miner, Reason.STAGE_EMPTY, f"stage {needy.stage} has no replica, and yours has others")
+
+
+def register(state: State, message: Registered) -> list[Effect]:
     """The chain's view of who may take part changed."""
     state.registered = set(message.hotkeys)
     effects: list[Effect] = []
@@ -136,21 +175,3 @@ def register(state: State, message: Registered, at: float) -> list[Effect]:
         if miner.live and miner.hotkey not in state.registered:
             effects += remove(state, miner, Reason.NOT_REGISTERED, "the hotkey left the subnet")
     return effects
-
-
-def resume(state: State, message: RunResumed, at: float) -> list[Effect]:
-    """The orchestrator was away: nobody is blamed for that time, and a larger target lets stages go on."""
-    state.target_epochs = message.target_epochs
-    for miner in state.miners.values():
-        if miner.live:
-            miner.last_seen = at
-    for offer in state.offers.values():
-        offer.deadline = at + offer.work.deadline_s
-    for stage in state.stages:
-        stage.opened_at = at
-        if stage.merge is not None:
-            stage.merge.deadline = at + state.spec.merge.upload_deadline_s
-        if stage.phase is Phase.PAUSED and (not message.target_epochs or stage.epoch < message.target_epochs):
-            stage.phase, stage.phase_since = Phase.TRAINING, at
-            stage.reason, stage.sentence = Reason.OK, "the run goes on"
-    return [Say("the orchestrator is back: the journal was replayed, miners go on where they were")]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 
-from subnet.coordination import reducing, routing
+from subnet.coordination import members, reducing, routing
+from subnet.coordination.merge_state import Merge, Upload
 from subnet.coordination.passes import reject, verdict
-from subnet.coordination.state import CheckObject, Merge, Offer, StageState, State, Upload
+from subnet.coordination.state import CheckObject, Effect, Offer, StageState, State
 from subnet.merging import compression
 from subnet.protocol import keys
 from subnet.protocol.ids import Digest, Hotkey
+from subnet.protocol.keys import ObjectKey
 from subnet.protocol.messages import (
     ApplyDone,
     ApplyWork,
@@ -33,23 +35,34 @@ from subnet.protocol.reasons import Reason
 MergeDone = UploadDone | ReduceDone | ApplyDone | SyncDone
 
 
-def accept(state: State, offer: Offer, done: MergeDone) -> Verdict:
+def accept(state: State, offer: Offer, done: MergeDone) -> tuple[Verdict, list[Effect]]:
     """Judge the result of open merge work; the offer's miner is its sender."""
     routing.withdraw(state, offer.item)
     stage, work, hotkey = state.stage_of(offer.hotkey), offer.work, offer.hotkey
-    if isinstance(work, SyncWork) and isinstance(done, SyncDone):
-        return _synced(state, stage, work, done, hotkey)
-    merge = stage.merge
-    if merge is None or work.epoch != stage.epoch:
-        return verdict(done.item, "ignored", Reason.PHASE_OVER, f"epoch {work.epoch} of the stage is over")
+    merge = stage.merge if work.epoch == stage.epoch else None
+    step = merge.step if merge is not None else ""
     match work, done:
-        case UploadWork(), UploadDone() if merge.step == "upload":
-            return _uploaded(state, stage, merge, work, done, hotkey)
-        case ReduceWork(), ReduceDone() if merge.step == "reduce":
-            return _reduced(state, merge, work, done, hotkey)
-        case ApplyWork(), ApplyDone() if merge.step == "apply":
-            return _applied(merge, work, done, hotkey)
-    return verdict(done.item, "ignored", Reason.PHASE_OVER, f"the merge is past this step: {merge.step}")
+        case SyncWork(), SyncDone():
+            return _synced(state, stage, work, done, hotkey)
+        case UploadWork(), UploadDone():
+            if merge is not None and step == "upload":
+                return _uploaded(state, stage, merge, work, done, hotkey), []
+        case ReduceWork(), ReduceDone():
+            if merge is not None and step == "reduce":
+                return _reduced(state, merge, work, done, hotkey), []
+        case ApplyWork(), ApplyDone():
+            if merge is not None and step == "apply":
+                return _applied(merge, work, done, hotkey), []
+        case _:
+            return misanswered(state, offer, f"a {type(done).__name__} does not answer a {type(work).__name__}"), []
+    said = f"the merge is past this step: {step}" if merge else f"epoch {work.epoch} of the stage is over"
+    return verdict(done.item, "ignored", Reason.PHASE_OVER, said), []
+
+
+def misanswered(state: State, offer: Offer, sentence: str) -> Verdict:
+    """A result of another kind than the work: it is not asked for again."""
+    routing.withdraw(state, offer.item)
+    return reject(state, offer.item, Reason.MALFORMED, sentence, offer.hotkey)
 
 
 def _source(target: Target, digest: str) -> Source:
@@ -95,51 +108,101 @@ def _applied(merge: Merge, work: ApplyWork, done: ApplyDone, hotkey: Hotkey) -> 
     return verdict(done.item, "applied", Reason.OK, "the outer step is taken")
 
 
-def _synced(state: State, stage: StageState, work: SyncWork, done: SyncDone, hotkey: Hotkey) -> Verdict:
+def _synced(
+    state: State, stage: StageState, work: SyncWork, done: SyncDone, hotkey: Hotkey
+) -> tuple[Verdict, list[Effect]]:
     if done.parameters_digest != work.parameters.digest:
-        return reject(state, done.item, Reason.WRONG_ANCHOR, "loaded parameters have another digest", hotkey)
+        said = "loaded parameters have another digest"
+        answer = reject(state, done.item, Reason.WRONG_ANCHOR, said, hotkey)
+        return answer, members.remove(state, state.miners[hotkey], Reason.WRONG_ANCHOR, said)
     state.miners[hotkey].synced_epoch = work.epoch
     if work.epoch == stage.epoch:
         stage.contributions.pop(hotkey, None)
-    return verdict(done.item, "applied", Reason.OK, f"holds the parameters of epoch {work.epoch}")
+    return verdict(done.item, "applied", Reason.OK, f"holds the parameters of epoch {work.epoch}"), []
 
 
-def fail(state: State, offer: Offer, failed: Failed) -> tuple[Verdict, list[CheckObject]]:
-    """A miner cannot do its merge work; where it blames an object, the orchestrator looks at it."""
+# ---- complaints ------------------------------------------------------------------------------------------------------
+
+
+def fail(state: State, offer: Offer, failed: Failed) -> tuple[Verdict, list[Effect]]:
+    """A miner cannot do its merge work; where it blames an object, the orchestrator looks at it.
+
+    Who cannot load the stage's parameters is no replica: its session ends, and it comes back with a fresh download.
+    """
     routing.withdraw(state, offer.item)
     answer = verdict(failed.item, "applied", failed.reason, f"noted ({failed.sentence})")
     state.incident(failed.reason, f"{failed.item}: {failed.sentence}", offer.hotkey)
-    merge = state.stage_of(offer.hotkey).merge
-    if isinstance(offer.work, ApplyWork | SyncWork):
-        state.miners[offer.hotkey].synced_epoch = -1
-    if merge is None or failed.object_key is None:
-        return answer, []
-    for upload in merge.uploads.values():
-        if upload.source.key == failed.object_key:
-            return answer, [CheckObject(upload.source, upload.chunk_digests)]
-    for reduced in merge.reduced.values():
-        if reduced.key == failed.object_key:
-            return answer, [CheckObject(reduced)]
+    miner = state.miners[offer.hotkey]
+    if isinstance(offer.work, SyncWork):
+        said = f"the parameters of epoch {offer.work.epoch} could not be loaded: {failed.sentence}"
+        return answer, members.remove(state, miner, failed.reason, said)
+    stage = state.stages[miner.stage]
+    merge = stage.merge if offer.work.epoch == stage.epoch else None
+    check = None if merge is None else _blamed(merge, offer, failed)
+    if merge is not None and check is not None:
+        accusers = merge.checking.setdefault(check.source.key, [])
+        accusers.append(offer.hotkey)
+        return answer, [check] if len(accusers) == 1 else []
+    if merge is not None and isinstance(offer.work, ApplyWork):
+        miner.synced_epoch = -1
+        merge.applied.pop(offer.hotkey, None)
     return answer, []
 
 
-def checked(state: State, key: str, reason: Reason) -> str:
+def _blamed(merge: Merge, offer: Offer, failed: Failed) -> CheckObject | None:
+    """The object that the miner could not use, if its work was to read it and it still counts."""
+    match offer.work:
+        case ReduceWork():
+            read = {entry.source.key for entry in offer.work.manifest}
+        case ApplyWork():
+            read = {part.source.key for part in offer.work.shards if part.source is not None}
+        case _:
+            read = set()
+    key = next((key for key in read if key == failed.object_key), None)
+    return None if key is None else _check(merge, key)
+
+
+def open_checks(merge: Merge) -> list[Effect]:
+    """What the orchestrator still has to look at: what a restart makes it look at again."""
+    return [check for check in (_check(merge, key) for key in merge.checking) if check is not None]
+
+
+def _check(merge: Merge, key: ObjectKey) -> CheckObject | None:
+    for hotkey, upload in merge.uploads.items():
+        if upload.source.key == key and hotkey not in merge.excluded:
+            return CheckObject(upload.source, upload.chunk_digests)
+    for hotkey, source in merge.reduced.items():
+        if source.key == key:
+            return CheckObject(source, ranges=tuple(reducing.ranges_of(merge, hotkey).values()))
+    return None
+
+
+def checked(state: State, key: ObjectKey, reason: Reason) -> str:
     """The orchestrator looked at an upload or a reduced object: a bad one is taken out and its maker named."""
     parsed = keys.parse(key)
     stage = state.stages[parsed.stage]
     merge = stage.merge
     if merge is None or parsed.epoch != stage.epoch:
-        return f"{key} was checked, but its merge is over"
+        return f"{key} was checked, but nobody waits for it any more"
+    accusers = merge.checking.pop(key, [])
     if reason is Reason.OK:
-        return f"{key} is good: the complaint was false"
+        said = f"{key} is good: the complaint was false"
+        for hotkey in accusers:
+            state.miners[hotkey].false_complaints += 1
+            state.incident(Reason.FALSE_COMPLAINT, said, hotkey)
+        merge.unheeded[key] = sorted({*merge.unheeded.get(key, ()), *accusers})
+        return said
     for hotkey, upload in merge.uploads.items():
         if upload.source.key == key and hotkey not in merge.excluded:
-            state.miners[hotkey].faults += 1
-            state.incident(reason, f"pseudo-gradient {key} is bad", hotkey)
+            _at_fault(state, hotkey, reason, f"pseudo-gradient {key} is bad")
             return reducing.restart(state, stage, merge, hotkey)
-    for hotkey, source in list(merge.reduced.items()):
+    for hotkey, source in merge.reduced.items():
         if source.key == key:
-            state.miners[hotkey].faults += 1
-            state.incident(reason, f"reduced shards {key} are bad", hotkey)
+            _at_fault(state, hotkey, reason, f"reduced shards {key} are bad")
             return reducing.discard(state, stage, merge, hotkey)
-    return f"{key} belongs to nobody here"
+    return f"{key} is bad, and already left out"
+
+
+def _at_fault(state: State, hotkey: Hotkey, reason: Reason, sentence: str) -> None:
+    state.miners[hotkey].faults += 1
+    state.incident(reason, sentence, hotkey)

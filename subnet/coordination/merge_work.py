@@ -9,7 +9,7 @@ from __future__ import annotations
 from subnet.coordination import phases, routing
 from subnet.coordination.state import Deliver, Effect, Miner, Offer, Say, StageState, State
 from subnet.protocol.ids import Hotkey, ItemId, Phase
-from subnet.protocol.messages import ApplyWork, ReduceWork, SyncWork, UploadWork, Work
+from subnet.protocol.messages import ApplyWork, PassWork, ReduceWork, SyncWork, UploadWork, Work
 from subnet.protocol.reasons import Reason
 
 
@@ -22,11 +22,17 @@ def give(state: State, stage: StageState, miner: Miner, work: Work, at: float) -
     return Deliver(miner.hotkey)
 
 
-def item_id(letter: str, stage: StageState, attempt: int, hotkey: Hotkey) -> ItemId:
-    return ItemId(f"{letter}{stage.stage}.{stage.epoch}.{attempt}.{hotkey}")
+def next_number(state: State) -> int:
+    """A number of its own for every piece of merge work, so that neither an id nor a key is ever used twice."""
+    state.merge_items += 1
+    return state.merge_items
 
 
-def open_offers(state: State, stage: StageState, kind: type) -> list[Offer]:
+def item_id(letter: str, stage: StageState, number: int, hotkey: Hotkey) -> ItemId:
+    return ItemId(f"{letter}{stage.stage}.{stage.epoch}.{number}.{hotkey}")
+
+
+def open_offers(state: State, stage: StageState, kind: type[Work]) -> list[Offer]:
     return [
         offer
         for miner in state.replicas(stage.stage)
@@ -35,16 +41,17 @@ def open_offers(state: State, stage: StageState, kind: type) -> list[Offer]:
     ]
 
 
-def withdraw_all(state: State, stage: StageState, kind: type) -> None:
+def withdraw_all(state: State, stage: StageState, kind: type[Work]) -> None:
     for offer in open_offers(state, stage, kind):
         routing.withdraw(state, offer.item)
 
 
 def resume_training(state: State, stage: StageState, at: float, sentence: str) -> list[Effect]:
-    """Nothing to merge: the epoch goes on."""
-    stage.merge = None
+    """Nothing to merge: the epoch goes on, with B_min micro-batches to do again."""
+    stage.merge, stage.opened_at = None, at
     return [Say(phases.move(stage, Phase.TRAINING, at, Reason.OK, sentence))]
 
 
-def is_merge_work(work: Work) -> bool:
-    return isinstance(work, UploadWork | ReduceWork | ApplyWork | SyncWork)
+def merge_work_of(state: State, miner: Miner) -> list[UploadWork | ReduceWork | ApplyWork | SyncWork]:
+    """What a miner was given besides passes."""
+    return [w for w in (state.offers[item].work for item in miner.offers) if not isinstance(w, PassWork)]

@@ -10,14 +10,18 @@ from __future__ import annotations
 import math
 import re
 
-from subnet.coordination import routing
-from subnet.coordination.state import LOSSES_KEPT, CheckObject, Hop, MicroBatch, Offer, State
+from subnet.coordination import overdue, routing
+from subnet.coordination.state import LOSSES_KEPT, CheckObject, Effect, MicroBatch, Offer, State
 from subnet.protocol.ids import Hotkey, ItemId, MicroBatchId, Pass
 from subnet.protocol.messages import Failed, PassDone, PassWork, Source, Verdict
 from subnet.protocol.reasons import Reason
 from subnet.scoring.ledger import work_units
 
-_PASS_ITEM = re.compile(r"[fbl](\d{1,12})\.(\d{1,4})\.(\d{1,6})")
+CREDITED_KEPT = 4
+"""Credited passes remembered per slot of a miner: more than it can have results without an answer."""
+_NUMBER = r"(0|[1-9]\d{0,11})"
+_PASS_ITEM = re.compile(rf"([fbl]){_NUMBER}\.{_NUMBER}\.{_NUMBER}")
+_MERGE_ITEM = re.compile(rf"[uray]{_NUMBER}\.{_NUMBER}\.{_NUMBER}\.(.+)")
 
 
 def verdict(item: ItemId, outcome: str, reason: Reason, sentence: str, units: float = 0.0) -> Verdict:
@@ -25,13 +29,41 @@ def verdict(item: ItemId, outcome: str, reason: Reason, sentence: str, units: fl
 
 
 def unknown_item(state: State, sender: Hotkey, item: ItemId) -> Verdict:
-    """A result whose offer is not open: late if such an item may have existed, else never given."""
-    match = _PASS_ITEM.fullmatch(item)
-    if match is not None and int(match[1]) < state.next_micro_batch and int(match[2]) < len(state.stages):
+    """A result whose offer is not open: accepted before, late if such an item may have existed, else never given."""
+    units = state.miners[sender].credited.get(item)
+    if units is not None:
+        return verdict(item, "ignored", Reason.DUPLICATE, "accepted before; the credit of then stands", units)
+    if _may_have_been(state, item):
         return verdict(item, "ignored", Reason.LATE, "this piece was already done or withdrawn")
-    if re.fullmatch(r"[urays]\d{1,4}\.\d{1,9}\.\d{1,4}\.[A-Za-z0-9]{1,64}", item):
-        return verdict(item, "ignored", Reason.PHASE_OVER, "the merge went on without this piece")
+    owner = _merge_item_owner(state, item)
+    if owner == sender:
+        said = "the merge went on: this piece is done, or nobody waits for it any more"
+        return verdict(item, "ignored", Reason.PHASE_OVER, said)
+    if owner is not None:
+        return reject(state, item, Reason.NOT_YOURS, "given to another hotkey", sender)
     return reject(state, item, Reason.NEVER_GIVEN, "no such item was ever given out", sender)
+
+
+def _may_have_been(state: State, item: ItemId) -> bool:
+    """Whether a pass may once have had this id; exactly known while its micro-batch is in flight."""
+    match = _PASS_ITEM.fullmatch(item)
+    if match is None:
+        return False
+    micro_batch, stage, attempt = MicroBatchId(int(match[2])), int(match[3]), int(match[4])
+    last = len(state.stages) - 1
+    if micro_batch >= state.next_micro_batch or stage > last or (match[1] == "l") != (stage == last):
+        return False
+    batch = state.micro_batches.get(micro_batch)
+    return batch is None or attempt < batch.attempts
+
+
+def _merge_item_owner(state: State, item: ItemId) -> Hotkey | None:
+    """Whose merge work may once have had this id."""
+    match = _MERGE_ITEM.fullmatch(item)
+    if match is None or int(match[1]) >= len(state.stages) or int(match[3]) > state.merge_items:
+        return None
+    known = Hotkey(match[4]) in state.miners and int(match[2]) <= state.stages[int(match[1])].epoch
+    return Hotkey(match[4]) if known else None
 
 
 def reject(state: State, item: ItemId, reason: Reason, sentence: str, hotkey: Hotkey | None) -> Verdict:
@@ -89,6 +121,10 @@ def _apply(state: State, batch: MicroBatch, offer: Offer, work: PassWork, done: 
             hop.forward_by, hop.forward_epoch, batch.loss = offer.hotkey, stage.epoch, done.loss
     units = _units(state, work.kind, work.stage)
     state.ledger.credit(stage.epoch, offer.hotkey, work.kind, units)
+    credited = state.miners[offer.hotkey].credited
+    credited[offer.item] = units
+    while len(credited) > CREDITED_KEPT * state.spec.routing.slots_max:
+        del credited[next(iter(credited))]
     return units
 
 
@@ -118,55 +154,65 @@ def _bar(state: State, batch: MicroBatch, offer: Offer) -> None:
         batch.barred.append(offer.hotkey)
     assert isinstance(offer.work, PassWork)
     batch.hops[offer.work.stage].bound = False
-    if not any(not state.offers[item].expired for item in batch.offers):
-        routing.requeue(state, batch)
+    overdue.offer_again(state, batch)
 
 
-def fail(state: State, offer: Offer, failed: Failed) -> tuple[Verdict, list[CheckObject]]:
+def misanswered(state: State, offer: Offer, sentence: str) -> Verdict:
+    """A result of another kind than the work."""
+    assert isinstance(offer.work, PassWork)
+    _bar(state, state.micro_batches[offer.work.micro_batch], offer)
+    return reject(state, offer.item, Reason.MALFORMED, sentence, offer.hotkey)
+
+
+def fail(state: State, offer: Offer, failed: Failed) -> tuple[Verdict, list[Effect]]:
     """A miner says that it cannot do its pass; where it blames an object, the orchestrator looks at it first."""
     work = offer.work
     assert isinstance(work, PassWork)
     batch = state.micro_batches[work.micro_batch]
     blamed = next((s for s in (work.stage_input, work.gradient) if s is not None and s.key == failed.object_key), None)
     _bar(state, batch, offer)
-    answer = verdict(
-        failed.item, "applied", failed.reason, f"noted; the piece is offered to others ({failed.sentence})"
-    )
+    said = f"noted; the piece is offered to others ({failed.sentence})"
+    answer = verdict(failed.item, "applied", failed.reason, said)
     if blamed is None or batch.id not in state.micro_batches:
         state.incident(failed.reason, f"{failed.item}: {failed.sentence}", offer.hotkey)
         return answer, []
+    if batch.accused is not None and batch.accused.key != blamed.key:
+        return answer, []  # one object at a time: the other one is looked at when it is blamed again
+    batch.accusers.append(offer.hotkey)
+    if batch.accused is not None:
+        return answer, []
     routing.dequeue(state, batch)
-    batch.checking = True
+    batch.accused = blamed
     return answer, [CheckObject(blamed)]
 
 
-def checked(state: State, micro_batch: MicroBatchId, key: str, reason: Reason) -> str:
+def checked(state: State, batch: MicroBatch, key: str, reason: Reason) -> str:
     """The orchestrator looked at a hop's output: if it is bad, its pass is undone and its maker is at fault."""
-    batch = state.micro_batches.get(micro_batch)
-    if batch is None or not batch.checking:
+    if batch.accused is None or batch.accused.key != key:
         return f"{key} was checked, but nobody waits for it any more"
-    batch.checking = False
-    said = f"{key} is good: the complaint was false"
+    accusers, batch.accused, batch.accusers = batch.accusers, None, []
     if reason is Reason.OK:
-        for hotkey in batch.barred:
+        for hotkey in accusers:
             state.miners[hotkey].false_complaints += 1
-        state.incident(Reason.FALSE_COMPLAINT, said)
-    else:
-        for index, hop in enumerate(batch.hops):
-            if hop.boundary is not None and hop.boundary.key == key:
-                said = _undo(state, hop, index, Pass.FORWARD, reason, key)
-                batch.barred = [hop.forward_by] if hop.forward_by else []
-            elif hop.gradient is not None and hop.gradient.key == key:
-                kind = Pass.LOSS if index == len(batch.hops) - 1 else Pass.BACKWARD
-                said = _undo(state, hop, index, kind, reason, key)
-                batch.barred = [hop.backward_by] if hop.backward_by else []
-    routing.close_offers(state, batch)
-    routing.requeue(state, batch)
+            state.incident(Reason.FALSE_COMPLAINT, f"{key} is good: the complaint was false", hotkey)
+        overdue.offer_again(state, batch)
+        return f"{key} is good: the complaint was false"
+    said = f"{key} was checked, but its pass was done anew"
+    for index, hop in enumerate(batch.hops):
+        if hop.boundary is not None and hop.boundary.key == key:
+            said = _undo(state, batch, index, Pass.FORWARD, reason, key)
+        elif hop.gradient is not None and hop.gradient.key == key:
+            kind = Pass.LOSS if index == len(batch.hops) - 1 else Pass.BACKWARD
+            said = _undo(state, batch, index, kind, reason, key)
+    overdue.offer_again(state, batch)
     return said
 
 
-def _undo(state: State, hop: Hop, index: int, kind: Pass, reason: Reason, key: str) -> str:
-    """Withdraw the credit of a pass whose output is bad; the piece becomes due again."""
+def _undo(state: State, batch: MicroBatch, index: int, kind: Pass, reason: Reason, key: str) -> str:
+    """Withdraw the credit of a pass whose output is bad; the piece becomes due again, for others if there are any."""
+    hop = batch.hops[index]
+    routing.close_offers(state, batch)
+    routing.dequeue(state, batch)
     by = hop.forward_by if kind is Pass.FORWARD else hop.backward_by
     epoch = hop.forward_epoch if kind is Pass.FORWARD else hop.backward_epoch
     assert by is not None
@@ -181,6 +227,7 @@ def _undo(state: State, hop: Hop, index: int, kind: Pass, reason: Reason, key: s
         if kind is Pass.LOSS:
             hop.forward_epoch = -1
     state.miners[by].faults += 1
+    batch.barred = [by]
     said = f"{key} is bad ({reason.value}): its pass is undone"
     state.incident(reason, said, by)
     return said

@@ -37,14 +37,24 @@ def thresholds(merge: MergeSpec, live: int, age_s: float, neighbour_closed: bool
 
 
 def may_close(
-    merge: MergeSpec, counts: Sequence[int], age_s: float, neighbour_closed: bool, slowest_epoch: int, epoch: int
+    merge: MergeSpec,
+    counts: Sequence[int],
+    expected: int,
+    age_s: float,
+    neighbour_closed: bool,
+    slowest_epoch: int,
+    epoch: int,
 ) -> tuple[bool, str]:
-    """Whether training of `epoch` closes now; `counts` are B_m of the live replicas."""
+    """Whether training of `epoch` closes now.
+
+    `counts` are B_m of the replicas that hold the epoch's parameters; `expected` is how many replicas the quorum is a
+    share of: newcomers help to reach it, but do not raise it.
+    """
     if epoch > slowest_epoch:
         return False, f"waiting for a stage that is still in epoch {slowest_epoch}"
     if not counts:
         return False, "waiting for a miner: the stage has no live replica"
-    asked = thresholds(merge, len(counts), age_s, neighbour_closed)
+    asked = thresholds(merge, expected, age_s, neighbour_closed)
     reached = sum(1 for count in counts if count >= asked.num_microbatches)
     figures = f"{reached} of {len(counts)} replicas did {asked.num_microbatches} micro-batches, {asked.replicas} needed"
     if reached < asked.replicas:

@@ -10,13 +10,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from subnet.coordination import applying, phases, quorum, reducing
-from subnet.coordination.merge_work import give, item_id, open_offers, resume_training, withdraw_all
-from subnet.coordination.state import Effect, Merge, Miner, Say, StageState, State
+from subnet.coordination.merge_state import Merge
+from subnet.coordination.merge_work import give, item_id, next_number, open_offers, resume_training, withdraw_all
+from subnet.coordination.state import Effect, Say, StageState, State
 from subnet.merging import compression
 from subnet.protocol import keys
 from subnet.protocol.ids import Phase
-from subnet.protocol.messages import Target, UploadWork
+from subnet.protocol.messages import ApplyWork, ReduceWork, Target, UploadWork
 from subnet.protocol.reasons import Reason
+
+
+def advance_all(state: State, at: float) -> list[Effect]:
+    """Take every step of every stage that is due, until none is: one that moves may let another one move."""
+    effects: list[Effect] = []
+    before = None
+    while (now := [_position(stage) for stage in state.stages]) != before:
+        before = now
+        for stage in state.stages:
+            effects += advance(state, stage, at)
+    return effects
+
+
+def _position(stage: StageState) -> tuple[int, Phase, str, int]:
+    merge = stage.merge
+    return stage.epoch, stage.phase, merge.step if merge else "", merge.attempt if merge else 0
+
+
+def is_due(state: State, stage: StageState, now: float) -> bool:
+    """Whether time alone would move the stage at `now`; what waits for somebody's answer is not due."""
+    merge = stage.merge
+    if merge is None:
+        return stage.phase is Phase.TRAINING and closing(state, stage, now)[0]
+    if now < merge.deadline:
+        return False
+    match merge.step:
+        case "reduce":
+            return not merge.checking and bool(open_offers(state, stage, ReduceWork))
+        case "apply":
+            return not merge.checking and bool(open_offers(state, stage, ApplyWork))
+        case _:
+            return True
 
 
 def advance(state: State, stage: StageState, at: float) -> list[Effect]:
@@ -25,7 +58,7 @@ def advance(state: State, stage: StageState, at: float) -> list[Effect]:
     if stage.phase is Phase.TRAINING:
         effects += _maybe_close(state, stage, at)
     while stage.merge is not None:
-        merge, before = stage.merge, (stage.phase, stage.merge.step, stage.merge.attempt)
+        merge, before = stage.merge, _position(stage)
         match merge.step:
             case "drain":
                 effects += _drain(state, stage, merge, at)
@@ -35,16 +68,10 @@ def advance(state: State, stage: StageState, at: float) -> list[Effect]:
                 effects += reducing.step(state, stage, merge, at)
             case "apply":
                 effects += applying.step(state, stage, merge, at)
-        if stage.merge is None or (stage.phase, merge.step, merge.attempt) == before:
+        if _position(stage) == before:
             break
     effects += applying.sync_stragglers(state, stage, at)
     return effects
-
-
-def settled_replicas(state: State, stage: StageState) -> list[Miner]:
-    """Replicas that were there when the epoch began: newcomers do not hold up its quorum."""
-    live = state.replicas(stage.stage)
-    return [m for m in live if m.joined_at <= stage.opened_at] or live
 
 
 def closing(state: State, stage: StageState, at: float) -> tuple[bool, str]:
@@ -55,8 +82,12 @@ def closing(state: State, stage: StageState, at: float) -> tuple[bool, str]:
     neighbour_closed = any(
         other.epoch > stage.epoch or (other.epoch == stage.epoch and other.merge is not None) for other in state.stages
     )
-    counts = [stage.contributions.get(m.hotkey, 0) for m in settled_replicas(state, stage)]
-    return quorum.may_close(state.spec.merge, counts, at - stage.opened_at, neighbour_closed, slowest, stage.epoch)
+    replicas = state.replicas(stage.stage)
+    counts = [stage.contributions.get(m.hotkey, 0) for m in replicas if m.synced_epoch == stage.epoch]
+    # who came after the epoch had begun does not hold up its quorum, unless nobody else is left
+    expected = sum(m.joined_at <= stage.opened_at for m in replicas) or len(replicas)
+    age_s = at - stage.opened_at
+    return quorum.may_close(state.spec.merge, counts, expected, age_s, neighbour_closed, slowest, stage.epoch)
 
 
 def _maybe_close(state: State, stage: StageState, at: float) -> list[Effect]:
@@ -87,9 +118,10 @@ def _drain(state: State, stage: StageState, merge: Merge, at: float) -> list[Eff
     size = compression.encoded_size(spec.upload_values, state.spec.stages[stage.stage].num_params)
     for miner in asked:
         merge.weights[miner.hotkey] = stage.contributions.pop(miner.hotkey)
-        key = keys.make(state.spec.run_id, stage.epoch, stage.stage, miner.hotkey, keys.Kind.UPLOAD)
+        number = next_number(state)
+        key = keys.make(state.spec.run_id, stage.epoch, stage.stage, f"{miner.hotkey}.{number}", keys.Kind.UPLOAD)
         work = UploadWork(
-            item=item_id("u", stage, merge.attempt, miner.hotkey),
+            item=item_id("u", stage, number, miner.hotkey),
             stage=stage.stage,
             epoch=stage.epoch,
             output=Target(key=key, size_bytes=size),

@@ -16,8 +16,6 @@ from subnet.protocol.ids import Epoch, Hotkey, ItemId, MicroBatchId, Pass, Phase
 from subnet.protocol.messages import PassWork, Target
 from subnet.protocol.reasons import Reason
 
-ATTEMPTS_MAX = 60
-"""Offers after which a micro-batch is given up, so that no poisoned item circles for ever."""
 EMA_ALPHA = 0.1
 
 
@@ -36,12 +34,13 @@ def due(batch: MicroBatch) -> tuple[Pass, int] | None:
 def enqueue(state: State, batch: MicroBatch) -> None:
     """Put the due piece where free replicas find it."""
     piece = due(batch)
-    if piece is None or batch.checking:
+    if piece is None or batch.accused is not None:
         return
     stage = state.stages[piece[1]]
     queue = stage.backward_ready if piece[0] is Pass.BACKWARD else stage.forward_ready
     if batch.id not in queue:
         queue.append(batch.id)
+        batch.waiting_since = state.at
 
 
 def dequeue(state: State, batch: MicroBatch) -> None:
@@ -69,13 +68,16 @@ def close_offers(state: State, batch: MicroBatch) -> None:
     batch.offers.clear()
 
 
-def eligible(state: State, stage: StageState, miner: Miner) -> bool:
-    """Whether a replica may be given passes of its stage now."""
-    if not miner.live or miner.synced_epoch != stage.epoch or miner.free_slots < 1:
-        return False
+def gives_passes(stage: StageState) -> bool:
+    """Whether a stage hands out passes now: while it trains, and while it lets work in flight finish."""
     if stage.phase is Phase.TRAINING:
         return True
     return stage.phase is Phase.UPLOADING and stage.merge is not None and stage.merge.step == "drain"
+
+
+def eligible(stage: StageState, miner: Miner) -> bool:
+    """Whether a replica may be given passes of its stage now."""
+    return miner.live and miner.synced_epoch == stage.epoch and miner.free_slots >= 1 and gives_passes(stage)
 
 
 def dispatch(state: State, at: float) -> list[Deliver]:
@@ -89,7 +91,7 @@ def dispatch(state: State, at: float) -> list[Deliver]:
 
 
 def _serve_stage(state: State, stage: StageState, at: float, served: dict[Hotkey, None]) -> None:
-    free = [m for m in state.replicas(stage.stage) if eligible(state, stage, m)]
+    free = [m for m in state.replicas(stage.stage) if eligible(stage, m)]
     for kind, queue in ((Pass.BACKWARD, stage.backward_ready), (Pass.FORWARD, stage.forward_ready)):
         waiting = sorted(queue)
         while waiting and free:
@@ -218,7 +220,7 @@ def _open_micro_batches(state: State, at: float, served: dict[Hotkey, None]) -> 
         if state.group_opened >= state.spec.inner.micro_batches_per_step:
             state.group_opened = 0
     while opening_refused(state) is None:
-        free = [m for m in state.replicas(0) if eligible(state, first, m)]
+        free = [m for m in state.replicas(0) if eligible(first, m)]
         batch = MicroBatch(
             id=MicroBatchId(state.next_micro_batch),
             epoch=Epoch(first.epoch),
@@ -234,49 +236,3 @@ def _open_micro_batches(state: State, at: float, served: dict[Hotkey, None]) -> 
         state.micro_batches[batch.id] = batch
         offer_pass(state, batch, Pass.LOSS if len(state.stages) == 1 else Pass.FORWARD, miner, at)
         served[miner.hotkey] = None
-
-
-def expire_offers(state: State, at: float) -> list[str]:
-    """Offer again what is past its deadline; the slow replica's result still counts if it comes first."""
-    said = []
-    for offer in list(state.offers.values()):
-        if not isinstance(offer.work, PassWork) or offer.expired or offer.deadline > at:
-            continue
-        offer.expired = True
-        batch = state.micro_batches[offer.work.micro_batch]
-        if offer.hotkey not in batch.barred:
-            batch.barred.append(offer.hotkey)
-        batch.hops[offer.work.stage].bound = False
-        said.append(f"{offer.item} is late at {offer.hotkey[:8]} ({at - offer.offered_at:.0f} s): offered again")
-        requeue(state, batch)
-    return said
-
-
-def requeue(state: State, batch: MicroBatch) -> None:
-    """Make the due piece available again, or give the micro-batch up after too many offers."""
-    if batch.attempts >= ATTEMPTS_MAX:
-        close_offers(state, batch)
-        dequeue(state, batch)
-        del state.micro_batches[batch.id]
-        state.abandoned += 1
-        state.incident(Reason.NO_WORK, f"micro-batch {batch.id} given up after {batch.attempts} offers")
-        return
-    enqueue(state, batch)
-
-
-def release(state: State, hotkey: Hotkey) -> None:
-    """A miner's session is over: its work is offered again and its graphs are gone; credit stays."""
-    miner = state.miners[hotkey]
-    for item in list(miner.offers):
-        offer = withdraw(state, item)
-        if offer is None or not isinstance(offer.work, PassWork):
-            continue
-        batch = state.micro_batches[offer.work.micro_batch]
-        batch.offers.remove(item)
-        if not any(not state.offers[other].expired for other in batch.offers):
-            enqueue(state, batch)
-    miner.free_slots = 0
-    for batch in state.micro_batches.values():
-        hop = batch.hops[miner.stage]
-        if hop.forward_by == hotkey:
-            hop.bound = False

@@ -1,16 +1,18 @@
 """The run state: what the fold of the journal leaves behind.
 
 Law: plain msgspec structs, changed in place by `machine.handle` and its parts only, holding no URL, no clock and no
-object of another band, so that state == decode(encode(state)) and two replays of one journal are equal byte by byte.
+object of another band, so that state == decode(encode(state)) and two replays of one journal are equal byte by byte
+(but for the order inside a set, which each process chooses for itself).
 """
 
 from __future__ import annotations
 
 from msgspec import Struct, field
 
+from subnet.coordination.merge_state import Merge
 from subnet.merging.butterfly import Assignment
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, MicroBatchId, Pass, Phase, Stage
-from subnet.protocol.messages import ManifestEntry, MergedShard, Notice, RangeSource, Source, Work
+from subnet.protocol.messages import ManifestEntry, Notice, RangeSource, Source, Work
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
 from subnet.scoring.ledger import Ledger
@@ -50,8 +52,11 @@ class MicroBatch(Struct):
     """Open offers of the due piece, expired ones included: the first valid result wins."""
     barred: list[Hotkey] = field(default_factory=list)
     """Replicas that failed the due piece."""
-    checking: bool = False
-    """Withheld until the orchestrator has looked at an object of it."""
+    waiting_since: float = 0.0
+    """When the due piece was last put into a queue."""
+    accused: Source | None = None
+    """An input of the due piece that somebody could not use: withheld until the orchestrator has looked at it."""
+    accusers: list[Hotkey] = field(default_factory=list)
 
 
 class Offer(Struct):
@@ -84,45 +89,12 @@ class Miner(Struct):
     offers: list[ItemId] = field(default_factory=list)
     mean_s: dict[Pass, float] = field(default_factory=dict)
     """EMA of seconds from offer to result."""
+    credited: dict[ItemId, float] = field(default_factory=dict)
+    """Its latest credited passes and their work units: a result sent again (the answer was lost) hears of it."""
     faults: int = 0
     false_complaints: int = 0
     removed: Notice | None = None
     """Why it is not live."""
-
-
-class Upload(Struct):
-    """An accepted pseudo-gradient."""
-
-    source: Source
-    norm: float
-    weight: int
-    chunk_digests: tuple[str, ...]
-
-
-class Merge(Struct):
-    """A stage's merge in progress."""
-
-    closed_at: float
-    """When training closed."""
-    deadline: float
-    """Of the current step."""
-    step: str = "drain"
-    """drain, upload, reduce, apply."""
-    attempt: int = 0
-    weights: dict[Hotkey, int] = field(default_factory=dict)
-    """B_m of the replicas asked to upload, frozen when they were asked."""
-    uploads: dict[Hotkey, Upload] = field(default_factory=dict)
-    excluded: list[Hotkey] = field(default_factory=list)
-    """Uploads found bad."""
-    manifest: tuple[ManifestEntry, ...] = ()
-    assignments: tuple[Assignment, ...] = ()
-    reports: dict[Hotkey, dict[int, Digest]] = field(default_factory=dict)
-    reduced: dict[Hotkey, Source] = field(default_factory=dict)
-    recomputing: list[int] = field(default_factory=list)
-    recomputed: dict[int, RangeSource | None] = field(default_factory=dict)
-    shards: tuple[MergedShard, ...] = ()
-    applied: dict[Hotkey, tuple[Digest, Digest]] = field(default_factory=dict)
-    published: dict[Hotkey, tuple[Source, Source]] = field(default_factory=dict)
 
 
 class MergeRecord(Struct):
@@ -170,6 +142,8 @@ class StageState(Struct):
     merges: list[MergeRecord] = field(default_factory=list)
     uploaded_at: float = 0.0
     reduced_at: float = 0.0
+    empty_since: float | None = None
+    """Since when it has no live replica."""
 
 
 class Incident(Struct):
@@ -212,6 +186,8 @@ class State(Struct):
     last_completed_at: float = 0.0
     secrets: dict[int, str] = field(default_factory=dict)
     secret_asked: int = -1
+    merge_items: int = 0
+    """Pieces of merge work so far: part of their ids, of their objects' keys and of every question to the shell."""
     ledger: Ledger = field(default_factory=Ledger)
     recent_losses: list[float] = field(default_factory=list)
     epoch_losses: dict[int, list[float]] = field(default_factory=dict)
@@ -257,14 +233,17 @@ class CheckObject(Struct, frozen=True):
     source: Source
     chunk_digests: tuple[str, ...] = ()
     """Of an upload: what its maker said about its chunks."""
+    ranges: tuple[RangeSource, ...] = ()
+    """Of a reduced object: what its maker said about the shards in it."""
 
 
 class RecomputeShard(Struct, frozen=True):
-    """Reduce one disputed shard and journal a ShardRecomputed."""
+    """Reduce one disputed shard and journal a ShardRecomputed, or an ObjectChecked that names a bad upload."""
 
     stage: Stage
     epoch: Epoch
     attempt: int
+    """Of this question alone: the item in the answer's key ends in it, so a late answer is not taken for another."""
     manifest: tuple[ManifestEntry, ...]
     assignment: Assignment
 

@@ -91,9 +91,9 @@ def load_receipts(path: Path) -> list[ReceiptLine]:
 
 
 def credited(receipts: Iterable[ReceiptLine]) -> dict[ItemId, float]:
-    """Work units per applied item; an item whose verdict came twice (the first reply was lost) counts once."""
+    """Work units per item, each counted once. Where the first reply was lost, the second says what it was worth."""
     units: dict[ItemId, float] = {}
     for line in receipts:
-        if line.outcome == "applied" and line.work_units > 0:
+        if (line.outcome == "applied" or line.reason is Reason.DUPLICATE) and line.work_units > 0:
             units[line.item] = max(line.work_units, units.get(line.item, 0.0))
     return units

@@ -76,8 +76,7 @@ def encode(spec: RunSpec, z_BTK: np.ndarray, rounding_seed: int | None) -> bytes
     """
     assert z_BTK.shape == _shape(spec), f"{z_BTK.shape} is not {_shape(spec)}"
     z_NK = np.ascontiguousarray(z_BTK, np.float32).reshape(spec.micro_batch_tokens, spec.boundary.width)
-    if not _within(z_NK, MAGNITUDE_MAX):
-        raise PeerFault(Reason.NOT_FINITE, f"the tensor to send holds NaN, infinity or more than {MAGNITUDE_MAX:g}")
+    _check_range(z_NK, MAGNITUDE_MAX, "the tensor to send")
     match spec.boundary.values:
         case Values.FP32:
             body = z_NK.astype("<f4").tobytes()
@@ -99,14 +98,17 @@ def decode(spec: RunSpec, data: bytes) -> np.ndarray:
         raise PeerFault(Reason.BAD_OBJECT, "the boundary object's header is not the one the RunSpec implies",
                         bytes(data[:HEADER_BYTES]).hex())
     z_NK = _decode_values(spec, memoryview(data)[HEADER_BYTES:])
-    if not _within(z_NK, 2 * MAGNITUDE_MAX):
-        raise PeerFault(Reason.NOT_FINITE, f"the boundary object holds NaN, infinity or more than {MAGNITUDE_MAX:g}")
+    _check_range(z_NK, 2 * MAGNITUDE_MAX, "the boundary object")
     return z_NK.reshape(_shape(spec))
 
 
 def through(spec: RunSpec, z_BTK: np.ndarray, rounding_seed: int | None) -> np.ndarray:
-    """What arrives when z, of any batch and length, is sent: `decode(encode(z))` without the framing."""
+    """What arrives when z, of any batch and length, is sent: `decode(encode(z))` without the framing.
+
+    Raises as `encode`.
+    """
     z_NK = np.ascontiguousarray(z_BTK, np.float32).reshape(z_BTK.shape[0] * z_BTK.shape[1], z_BTK.shape[2])
+    _check_range(z_NK, MAGNITUDE_MAX, "the tensor to send")
     match spec.boundary.values:
         case Values.FP32:
             return z_BTK
@@ -123,9 +125,11 @@ def _shape(spec: RunSpec) -> tuple[int, int, int]:
     return spec.data.micro_batch_size, spec.data.seq_len, spec.boundary.width
 
 
-def _within(z: np.ndarray, limit: float) -> bool:
-    """Whether every magnitude is at most `limit`; false for NaN."""
-    return z.size == 0 or bool(max(float(z.max()), -float(z.min())) <= limit)
+def _check_range(z: np.ndarray, limit: float, what: str) -> None:
+    """NaN fails every comparison, so one bound on the extremes finds NaN, infinities and absurd values."""
+    low, high = z.min(initial=0.0), z.max(initial=0.0)
+    if not (-limit <= low and high <= limit):
+        raise PeerFault(Reason.NOT_FINITE, f"{what} holds NaN, infinity or a magnitude above {limit:g}")
 
 
 def _num_groups(boundary: BoundarySpec, tokens: int) -> int:
@@ -149,6 +153,7 @@ def _decode_values(spec: RunSpec, body: memoryview) -> np.ndarray:
             end = _num_groups(spec.boundary, count) * _SCALE_BYTES
             scales_G = np.frombuffer(body[:end], "<u2")
             codes_NK = np.frombuffer(body[end:], np.int8).reshape(count, width)
+            _check_range(from_bf16(scales_G), 2 * MAGNITUDE_MAX, "the boundary object's scales")
             if (scales_G >= 0x8000).any() or (scales_G < 0x0080).any() or (codes_NK == -128).any():
                 raise PeerFault(Reason.BAD_OBJECT, "the boundary object holds a code that no encoder writes")
             return _from_int8(scales_G, codes_NK, spec.boundary.scale_group_tokens)

@@ -7,6 +7,7 @@ is an own record for the journal, never a change of anything.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 from subnet.coordination.state import CheckObject, RecomputeShard
 from subnet.errors import PeerFault
@@ -20,6 +21,8 @@ from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
 from subnet.runtime import Runtime
 from subnet.storage.base import ObjectStore
+
+FP32_BYTES = 4
 
 
 async def check(spec: RunSpec, store: ObjectStore, asked: CheckObject, runtime: Runtime) -> ObjectChecked:
@@ -47,6 +50,11 @@ def judge(spec: RunSpec, asked: CheckObject, data: bytes) -> Reason:
             if compression.chunk_digests(data, values, count) != asked.chunk_digests:
                 return Reason.BAD_DIGEST
             compression.decode(data, values, count)
+        elif parsed.kind is keys.Kind.REDUCED:
+            for part in asked.ranges:
+                if hashlib.sha256(data[part.offset : part.offset + part.size_bytes]).hexdigest() != part.digest:
+                    return Reason.BAD_DIGEST
+            compression.decode(data, Values.FP32, (len(data) - compression.HEADER_BYTES) // FP32_BYTES)
     except PeerFault as fault:
         return Reason(fault.code)
     return Reason.OK
@@ -62,7 +70,7 @@ async def recompute(
     try:
         for piece in job.pieces:
             bodies = [await store.get(read.entry.source.key, read.offset, read.size_bytes) for read in job.reads(piece)]
-            await runtime.run_blocking(lambda piece=piece, bodies=bodies: job.add(piece, bodies))
+            await runtime.run_blocking(partial(job.add, piece, bodies))
     except KeyError:
         return nothing
     except PeerFault as fault:

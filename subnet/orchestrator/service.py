@@ -2,7 +2,8 @@
 
 Law: nothing takes effect before it is in the journal. One writer appends whole batches in arrival order and folds them
 into the state; everybody else only reads the state. All decisions are the machine's; here are the waiting, the URLs
-and the looking at objects. Miners' exchanges are held open here until work lies ready for them.
+and the looking at objects. Miners' exchanges are held open here until work lies ready for them. When the service ends,
+whoever waits hears Unavailable: what he asked may be asked again.
 """
 
 from __future__ import annotations
@@ -16,20 +17,10 @@ from loguru import logger
 
 from subnet.coordination import machine
 from subnet.coordination.notices import finished
-from subnet.coordination.state import (
-    CheckObject,
-    Deliver,
-    DrawSecret,
-    DropEpoch,
-    Effect,
-    RecomputeShard,
-    Say,
-    State,
-)
+from subnet.coordination.state import Deliver, Effect, Say, State
 from subnet.coordination.status import status
-from subnet.errors import InvariantViolation
-from subnet.orchestrator import grants, inspection
-from subnet.protocol import keys
+from subnet.errors import InvariantViolation, Unavailable
+from subnet.orchestrator import errands, grants
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import (
     Envelope,
@@ -45,7 +36,6 @@ from subnet.protocol.messages import (
     Reply,
     Request,
     RunOpened,
-    SecretDrawn,
     Tick,
 )
 from subnet.protocol.reasons import REMEDY, Reason
@@ -56,13 +46,14 @@ TICK_S = 0.25
 REFUSALS_FLUSHED_EVERY = 4
 """Ticks between two records of refusals: a flood becomes one record a second and reason."""
 QUEUE_MAX = 10_000
-SECRET_BYTES = 32
 READ_PAGE = 1000
 
 
 class _Pending(NamedTuple):
     sender: Hotkey
     message: Message | OwnRecord
+    at: float
+    """When it arrived: what waits for a slow journal was said in time."""
     done: asyncio.Future[tuple[machine.Decision | None, JournalRecord]]
 
 
@@ -103,6 +94,8 @@ class Service:
         self._journal, self._store, self._runtime, self._hotkey = journal, store, runtime, hotkey
         self._state = state
         self._queue: asyncio.Queue[_Pending] = asyncio.Queue(QUEUE_MAX)
+        self._writing: list[_Pending] = []
+        self._ended = False
         self._held: dict[Hotkey, _Held] = {}
         self._refusals: dict[Reason, Refused] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -120,17 +113,29 @@ class Service:
 
     async def run(self, begin: Callable[[], Awaitable[None]]) -> NoReturn:
         """Serve until cancelled. `begin` submits the first records; requests are answered after it only."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            group.create_task(self._write())
-            await begin()
-            await self._tick()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self._write())
+                await begin()
+                await self._tick()
+        finally:
+            self._end()
         raise InvariantViolation("the service ended by itself")
+
+    def _end(self) -> None:
+        self._ended = True
+        while not self._queue.empty():
+            self._writing.append(self._queue.get_nowait())
+        waiting = [pending.done for pending in self._writing] + [held.answered for held in self._held.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(Unavailable("the orchestrator stops"))
 
     async def open(self, opening: RunOpened) -> None:
         """Begin a new run."""
         await self.submit(opening)
-        await self._draw_secret(DrawSecret(self.state.stages[0].epoch))
+        await self.submit(Tick())  # the machine asks for the first secret
 
     async def submit(self, message: OwnRecord) -> None:
         """Journal one of the orchestrator's own records and do what follows from it."""
@@ -140,19 +145,22 @@ class Service:
         self, sender: Hotkey, message: Message | OwnRecord
     ) -> tuple[machine.Decision | None, JournalRecord]:
         done: asyncio.Future[tuple[machine.Decision | None, JournalRecord]] = asyncio.get_running_loop().create_future()
-        await self._queue.put(_Pending(sender, message, done))
+        await self._queue.put(_Pending(sender, message, self._runtime.now(), done))
+        if self._ended:
+            raise Unavailable("the orchestrator stops")
         return await done
 
     async def _write(self) -> NoReturn:
         """The one writer: whatever waits is appended together, then decided in order."""
         encode = msgspec.json.Encoder().encode
         while True:
-            batch = [await self._queue.get()]
+            self._writing = batch = [await self._queue.get()]
             while not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            now = self._runtime.now()
-            at = max(now, self._state.at) if self._state is not None else now
-            envelopes = [Envelope(sender=p.sender, at=at, message=p.message) for p in batch]
+            at, envelopes = self._state.at if self._state is not None else 0.0, []
+            for pending in batch:
+                at = max(at, pending.at)
+                envelopes.append(Envelope(sender=pending.sender, at=at, message=pending.message))
             records = await self._journal.append([encode(envelope) for envelope in envelopes])
             for pending, envelope, record in zip(batch, envelopes, records, strict=True):
                 self._last = record
@@ -168,6 +176,8 @@ class Service:
             self._state = machine.open_run(envelope)
             return None
         decision = machine.handle(self._state, envelope)
+        if isinstance(decision.reply, ExchangeReply):
+            self._wake(envelope.sender, False)  # before an effect answers the older call
         for effect in decision.effects:
             self._perform(effect)
         return decision
@@ -192,32 +202,15 @@ class Service:
                 self._wake(effect.hotkey, True)
             case Say():
                 self._said(effect.sentence)
-            case DrawSecret():
-                self._spawn(self._draw_secret(effect))
-            case DropEpoch():
-                self._spawn(self._drop(effect))
-            case CheckObject():
-                self._spawn(self._check(effect))
-            case RecomputeShard():
-                self._spawn(self._recompute(effect))
+            case _:
+                if self._group is None:
+                    raise InvariantViolation("an effect before the service runs")
+                self._group.create_task(self._errand(effect))
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        if self._group is None:
-            raise InvariantViolation("an effect before the service runs")
-        self._group.create_task(work)  # type: ignore[arg-type]
-
-    async def _draw_secret(self, effect: DrawSecret) -> None:
-        await self.submit(SecretDrawn(epoch=effect.epoch, secret=self._runtime.random_bytes(SECRET_BYTES).hex()))
-
-    async def _drop(self, effect: DropEpoch) -> None:
-        dropped = await self._store.delete_prefix(keys.epoch_prefix(self.state.spec.run_id, effect.epoch))
-        logger.debug("epoch {} is behind the window: {} objects deleted", effect.epoch, dropped)
-
-    async def _check(self, effect: CheckObject) -> None:
-        await self.submit(await inspection.check(self.state.spec, self._store, effect, self._runtime))
-
-    async def _recompute(self, effect: RecomputeShard) -> None:
-        await self.submit(await inspection.recompute(self.state.spec, self._store, effect, self._runtime))
+    async def _errand(self, errand: errands.Errand) -> None:
+        record = await errands.carry_out(errand, self.state.spec, self._store, self._runtime)
+        if record is not None:
+            await self.submit(record)
 
     # ---- the door ----------------------------------------------------------------------------------------------------
 

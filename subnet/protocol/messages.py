@@ -257,7 +257,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     reason: Reason
     sentence: str
     work_units: float = 0.0
-    """Credit for it in the ledger; 0 unless a pass was applied."""
+    """Credit for it in the ledger; 0 unless a pass was applied, now or when it first came (a duplicate)."""
 
 
 class Notice(Struct, frozen=True, kw_only=True):

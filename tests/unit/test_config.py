@@ -21,7 +21,7 @@ def localnet(*flags: str) -> LocalnetConfig:
 def test_nothing_given_is_the_quickstart() -> None:
     """1. A newcomer types the command alone and gets six miners over three stages."""
     settings = localnet()
-    assert (settings.miners, settings.stages, settings.epochs, settings.device) == (6, 3, 3, "cpu")
+    assert (settings.miners, settings.stages, settings.epochs, settings.device) == (6, 3, 6, "cpu")
 
 
 def test_durations_carry_their_unit() -> None:

@@ -203,7 +203,7 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
 
 
 def test_the_norm_and_its_gradient_equal_torchs() -> None:
-    """9b. RMSNorm has a gradient of its own: values and both gradients are those of `F.rms_norm`."""
+    """10. RMSNorm has a gradient of its own: values and both gradients are those of `F.rms_norm`."""
     model = make_spec(1).model
     norm, random = RMSNorm(model), torch.Generator().manual_seed(4)
     weight_D = torch.rand(32, generator=random).requires_grad_()
@@ -218,7 +218,7 @@ def test_the_norm_and_its_gradient_equal_torchs() -> None:
 
 
 def test_attention_equals_its_definition() -> None:
-    """10. Grouped-query attention by hand: two query heads share a key head, softmax over the past."""
+    """11. Grouped-query attention by hand: two query heads share a key head, softmax over the past."""
     spec = make_spec(1)
     block = Block(spec.model, rotary_table(spec.model, 16, "cpu"))
     random = torch.Generator().manual_seed(3)
@@ -236,7 +236,7 @@ def test_attention_equals_its_definition() -> None:
 
 @pytest.mark.parametrize("num_rows", [1, SLICE_ROWS, 2 * SLICE_ROWS + 3])
 def test_the_sliced_loss_equals_torchs(num_rows: int) -> None:
-    """11. Value and both gradients, with a last slice that is shorter, scaled by what comes after."""
+    """12. Value and both gradients, with a last slice that is shorter, scaled by what comes after."""
     random = torch.Generator().manual_seed(5)
     x_ND = torch.randn(num_rows, 12, generator=random).requires_grad_()
     head_VD = torch.randn(50, 12, generator=random).requires_grad_()
@@ -252,7 +252,7 @@ def test_the_sliced_loss_equals_torchs(num_rows: int) -> None:
 
 
 def test_the_loss_is_exact_where_probabilities_underflow_and_nan_where_the_input_is() -> None:
-    """12. A diverged model puts its target 10,000 nats down: that is what is reported, not a cap; NaN stays NaN."""
+    """13. A diverged model puts its target 10,000 nats down: that is what is reported, not a cap; NaN stays NaN."""
     head_VD, targets_N = torch.eye(3) * 100, torch.tensor([1])
     loss = linear_cross_entropy(torch.tensor([[100.0, 0.0, 0.0]]), head_VD, targets_N)
     assert float(loss) == pytest.approx(10_000, rel=1e-6)
@@ -260,7 +260,7 @@ def test_the_loss_is_exact_where_probabilities_underflow_and_nan_where_the_input
 
 
 def test_the_boundary_formula_holds_with_learned_weights() -> None:
-    """13. z = E(x) + x[:K] and y = D(z) + pad(z) + P[token], written out."""
+    """14. z = E(x) + x[:K] and y = D(z) + pad(z) + P[token], written out."""
     spec = make_spec(2, width=8)
     encoder = Encoder(spec.model, spec.boundary)
     decoder = Decoder(spec.model, spec.boundary)

@@ -1,4 +1,4 @@
-"""One miner's trainer against its law: versions, take-overs, faults that change nothing, merges bit by bit.
+"""One miner's trainer against its law: versions, take-overs, faults that change nothing.
 
 Where two gradients must be equal they are compared exactly: same operations in the same order. Where only the order of
 sums differs the tolerance is 1e-6 of values of order one.
@@ -6,7 +6,6 @@ sums differs the tolerance is 1e-6 of values of order one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import msgspec
@@ -16,7 +15,6 @@ import pytest
 from subnet import presets
 from subnet.data.sampling import Batches
 from subnet.errors import PeerFault
-from subnet.merging import compression, reduction
 from subnet.miner.trainer import Trainer
 from subnet.model import wire
 from subnet.model.initial import initial_parameters
@@ -59,10 +57,6 @@ def some_gradient(spec: RunSpec, number: int) -> bytes:
 
 def some_input(spec: RunSpec, number: int) -> bytes:
     return wire.encode(spec, np.random.default_rng(number).normal(size=(2, 16, spec.boundary.width)), None)
-
-
-def bare_merge(trainer: Trainer, g: np.ndarray | None) -> object:
-    return trainer.apply_merge([(0, trainer.num_params, g)])
 
 
 # ---- versions --------------------------------------------------------------------------------------------------------
@@ -134,7 +128,7 @@ def test_at_most_two_versions_are_alive(steps_between: int) -> None:
 
 
 def test_graphs_are_bounded_whatever_the_neighbours_do() -> None:
-    """4b. The stages ahead stall and forwards pile up: no third graph is kept, all gradients are right."""
+    """5. The stages ahead stall and forwards pile up: no third graph is kept, all gradients are right."""
     spec = make_spec(num_stages=3, k=9)
     trainer = Trainer(spec, Stage(1), "cpu", Batches(TOKENS, spec.seed, 2, 16), graphs_max=2)
     parameters_P = initial_parameters(spec, Stage(1))
@@ -150,7 +144,7 @@ def test_graphs_are_bounded_whatever_the_neighbours_do() -> None:
 
 
 def test_a_taken_over_item_gives_the_same_gradient_under_the_same_version() -> None:
-    """5. A replica dies after its forward; another one, at the same parameters, recomputes from the stage input."""
+    """6. A replica dies after its forward; another one, at the same parameters, recomputes from the stage input."""
     spec = make_spec(num_stages=3)
     dead, heir = make_trainer(spec, 1), make_trainer(spec, 1)
     dead.forward(mb(4), some_input(spec, 4))
@@ -160,7 +154,7 @@ def test_a_taken_over_item_gives_the_same_gradient_under_the_same_version() -> N
 
 
 def test_a_forgotten_item_leaves_no_graph_but_can_still_be_done() -> None:
-    """6. `drop` names an item twice, and then it is offered again after all."""
+    """7. `drop` names an item twice, and then it is offered again after all."""
     spec = make_spec()
     trainer = make_trainer(spec, 0)
     trainer.forward(mb(1), None)
@@ -171,7 +165,7 @@ def test_a_forgotten_item_leaves_no_graph_but_can_still_be_done() -> None:
 
 
 def test_the_same_calls_give_the_same_bytes() -> None:
-    """7. An auditor replays a miner's log: every object and the upload come out bit for bit, int8 rounding included."""
+    """8. An auditor replays a miner's log: every object and the upload come out bit for bit, int8 rounding included."""
     spec = make_spec(num_stages=3, values=Values.INT8, upload_values=Values.INT8)
 
     def replay() -> list[bytes | None]:
@@ -194,7 +188,7 @@ def state(trainer: Trainer) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("bad", [b"", b"junk", b"\0" * 1056], ids=["empty", "short", "right size, no header"])
 def test_bad_bytes_from_a_neighbour(bad: bytes) -> None:
-    """8. Stage input or gradient is garbage: a PeerFault that says which, nothing is changed, and a good copy works."""
+    """9. Stage input or gradient is garbage: a PeerFault that says which, nothing is changed, and a good copy works."""
     spec = make_spec(num_stages=3)
     assert wire.encoded_size(spec) == 1056
     middle, last = make_trainer(spec, 1), make_trainer(spec, 2)
@@ -227,7 +221,7 @@ def poison(trainer: Trainer, spec: RunSpec) -> None:
 
 @pytest.mark.parametrize("num_stages", [2, 3])
 def test_a_nan_inside_is_never_stepped_and_never_sent(num_stages: int) -> None:
-    """9. A miner's own numbers leave the range: "own" is to blame, no gradient is accumulated, no object leaves."""
+    """10. A miner's own numbers leave the range: "own" is to blame, no gradient is accumulated, no object leaves."""
     spec = make_spec(num_stages=num_stages, k=1)
     trainer = make_trainer(spec, 1)
     poison(trainer, spec)
@@ -242,7 +236,7 @@ def test_a_nan_inside_is_never_stepped_and_never_sent(num_stages: int) -> None:
 
 
 def test_a_gradient_that_overflows_is_not_accumulated() -> None:
-    """10. A neighbour's gradient is finite but enormous; the parameter gradient's norm is not finite any more."""
+    """11. A neighbour's gradient is finite but enormous; the parameter gradient's norm is not finite any more."""
     spec = make_spec(k=1)
     trainer = make_trainer(spec, 0)
     huge_P = initial_parameters(spec, Stage(0)) * np.float32(1e12)
@@ -253,149 +247,3 @@ def test_a_gradient_that_overflows_is_not_accumulated() -> None:
         trainer.backward(mb(0), None, gradient)
     assert (caught.value.code, caught.value.evidence) == (Reason.NOT_FINITE, "own")
     assert state(trainer) == before
-
-
-# ---- epochs ----------------------------------------------------------------------------------------------------------
-
-
-def trained(spec: RunSpec, stage: int = 0, count: int = 3) -> Trainer:
-    trainer = make_trainer(spec, stage)
-    for number in range(count):
-        trainer.forward(mb(number), None)
-        trainer.backward(mb(number), None, some_gradient(spec, number))
-    return trainer
-
-
-@pytest.mark.parametrize("values", [Values.FP32, Values.INT8])
-def test_the_upload_is_anchor_minus_local(values: Values) -> None:
-    """11. Three micro-batches at k = 2: the third is stepped at the close; size, digest, norm and chunks all fit."""
-    spec = make_spec(upload_values=values)
-    trainer = trained(spec)
-    assert trainer.accumulated == 1
-    upload = trainer.close_epoch()
-    assert trainer.accumulated == 0
-    delta_P = compression.decode(upload.data, values, trainer.num_params)
-    exact_P = initial_parameters(spec, Stage(0)) - trainer.local_parameters()
-    step = np.abs(exact_P).max() / 127 if values is Values.INT8 else 0
-    assert np.abs(delta_P - exact_P).max() <= step
-    assert upload.digest == hashlib.sha256(upload.data).hexdigest()
-    assert upload.norm == pytest.approx(np.linalg.norm(delta_P.astype(np.float64)))
-    assert upload.chunk_digests == compression.chunk_digests(upload.data, values, trainer.num_params)
-    assert len(upload.data) == compression.encoded_size(values, spec.stages[0].num_params)
-
-
-def test_a_merge_is_bit_exact_on_every_replica_and_published_whole() -> None:
-    """12. Two replicas with different work apply the same shards: same bytes, same digests, equal to the formula."""
-    spec = make_spec(outer_lr=0.7, outer_momentum=0.9, outer_momentum_first=0.5, momentum_warmup_epochs=1)
-    one, two = trained(spec, count=3), trained(spec, count=1)
-    g_P = compression.decode(one.close_epoch().data, Values.FP32, one.num_params)
-    two.close_epoch()
-    cut = compression.BLOCK_VALUES * 3
-    shards = [(cut, one.num_params - cut, g_P[cut:]), (0, cut, g_P[:cut])]
-    anchor, same = one.apply_merge(shards), two.apply_merge(shards)
-    assert anchor == same
-    assert np.array_equal(one.local_parameters(), two.local_parameters())
-    theta_P = initial_parameters(spec, Stage(0))
-    theta_next_P, v_next_P = reduction.outer_step(theta_P, np.zeros_like(theta_P), g_P, 0.7, 0.5)
-    assert np.array_equal(compression.decode(anchor.parameters, Values.FP32, one.num_params), theta_next_P)
-    assert np.array_equal(compression.decode(anchor.momentum, Values.FP32, one.num_params), v_next_P)
-    assert anchor.parameters_digest == hashlib.sha256(anchor.parameters).hexdigest()
-    assert (one.epoch, two.epoch) == (1, 1)
-
-    joiner = Trainer(spec, Stage(0), "cpu", Batches(TOKENS, spec.seed, 2, 16))
-    joiner.load(Epoch(1), theta_next_P, v_next_P)
-    assert np.array_equal(joiner.local_parameters(), one.local_parameters())
-    next_g_P = np.full(one.num_params, 1e-3, np.float32)
-    one.close_epoch()
-    assert bare_merge(one, next_g_P) == bare_merge(joiner, next_g_P), "momentum and its warm-up travel with the anchor"
-
-
-def test_a_lost_shard_keeps_parameters_and_momentum() -> None:
-    """13. Both owners of a shard died: that range stays at the anchor, for everybody."""
-    spec = make_spec()
-    trainer = trained(spec)
-    g_P = compression.decode(trainer.close_epoch().data, Values.FP32, trainer.num_params)
-    cut = compression.BLOCK_VALUES
-    anchor = trainer.apply_merge([(0, cut, None), (cut, trainer.num_params - cut, g_P[cut:])])
-    theta_P = compression.decode(anchor.parameters, Values.FP32, trainer.num_params)
-    start_P = initial_parameters(spec, Stage(0))
-    assert np.array_equal(theta_P[:cut], start_P[:cut])
-    assert (theta_P[cut:] != start_P[cut:]).any()
-
-
-def test_training_during_a_merge_is_carried_over() -> None:
-    """14. Work in the grace window: local = new anchor + what was trained since the upload; old graphs stay valid."""
-    spec = make_spec()
-    trainer = trained(spec)
-    trainer.forward(mb(10), None)
-    g_P = compression.decode(trainer.close_epoch().data, Values.FP32, trainer.num_params)
-    uploaded_P = trainer.local_parameters()
-    for number in (11, 12):
-        trainer.backward(mb(number), None, some_gradient(spec, number))
-    drift_P = trainer.local_parameters() - uploaded_P
-    assert np.abs(drift_P).max() > 0
-    anchor = bare_merge(trainer, g_P)
-    theta_P = compression.decode(anchor.parameters, Values.FP32, trainer.num_params)
-    assert np.array_equal(trainer.local_parameters(), drift_P + theta_P)
-    assert trainer.backward(mb(10), None, some_gradient(spec, 10)) is None, "recomputed: two versions went by"
-
-
-def test_a_replica_that_did_not_upload_starts_at_the_anchor() -> None:
-    """15. Too slow for the upload: what it trained is in nobody's merge and is not counted on top of the others'."""
-    spec = make_spec()
-    late, other = trained(spec, count=2), trained(spec, count=4)
-    g_P = compression.decode(other.close_epoch().data, Values.FP32, other.num_params)
-    assert bare_merge(late, g_P) == bare_merge(other, g_P)
-    assert np.array_equal(late.local_parameters(), other.local_parameters())
-
-
-@pytest.mark.parametrize(
-    "ranges",
-    [[(0, 256)], [(0, 512), (256, -1)], [(256, -1)], [], [(0, -1), (0, 0), (5, 5)]],
-    ids=["short", "overlap", "hole", "none", "beyond"],
-)
-def test_shards_that_do_not_tile_the_vector_change_nothing(ranges: list[tuple[int, int]]) -> None:
-    """16. A list of shards with a hole, an overlap or an end too early: refused before the anchor moves."""
-    spec = make_spec()
-    trainer = trained(spec)
-    trainer.close_epoch()
-    before = state(trainer)
-    rest = trainer.num_params
-    shards = [(start, length if length >= 0 else rest - start, None) for start, length in ranges]
-    with pytest.raises(PeerFault) as caught:
-        trainer.apply_merge(shards)
-    assert caught.value.code == Reason.BAD_OBJECT
-    assert state(trainer) == before and trainer.epoch == 0
-
-
-def test_a_merge_that_leaves_the_numbers_changes_nothing() -> None:
-    """17. Reduced values near the limit push the parameters out of range: refused, the epoch goes on."""
-    spec = make_spec(outer_lr=100.0)
-    trainer = trained(spec)
-    trainer.close_epoch()
-    before = state(trainer)
-    with pytest.raises(PeerFault) as caught:
-        bare_merge(trainer, np.full(trainer.num_params, 1e30, np.float32))
-    assert caught.value.code == Reason.NOT_FINITE
-    assert state(trainer) == before and trainer.epoch == 0
-
-
-def test_a_load_drops_everything_local() -> None:
-    """18. The orchestrator orders a resync in the middle of accumulation: afterwards it is as if newly joined."""
-    spec = make_spec()
-    trainer, fresh = trained(spec, count=3), make_trainer(spec, 0)
-    trainer.forward(mb(8), None)
-    start_P = initial_parameters(spec, Stage(0))
-    trainer.load(Epoch(0), start_P, np.zeros_like(start_P))
-    assert trainer.accumulated == 0
-    for number in range(2):
-        for each in (trainer, fresh):
-            each.backward(mb(number), None, some_gradient(spec, number))
-    assert np.array_equal(trainer.local_parameters(), fresh.local_parameters())
-
-
-def test_a_trainer_refuses_a_runspec_that_contradicts_itself() -> None:
-    """19. The RunSpec a joiner was sent is not what it derives to."""
-    spec = msgspec.structs.replace(make_spec(), boundary_size_bytes=5)
-    with pytest.raises(PeerFault, match="bytes"):
-        Trainer(spec, Stage(0), "cpu", Batches(TOKENS, 7, 2, 16))

@@ -1,0 +1,55 @@
+"""What the machine asks of its shell besides answers: secrets, looks at objects, own reductions, deletions.
+
+Law: an errand changes no state. It ends in an own record for the journal, or in none, and waits out a store that is
+away: the machine's deadlines go on meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, assert_never
+
+from loguru import logger
+
+from subnet.coordination.state import CheckObject, DrawSecret, DropEpoch, RecomputeShard
+from subnet.errors import Unavailable
+from subnet.orchestrator import inspection
+from subnet.protocol import keys
+from subnet.protocol.messages import OwnRecord, SecretDrawn
+from subnet.protocol.run_spec import RunSpec
+from subnet.runtime import Runtime
+from subnet.storage.base import ObjectStore
+
+Errand = CheckObject | RecomputeShard | DrawSecret | DropEpoch
+SECRET_BYTES = 32
+STORE_RETRY_S = 2.0
+"""Between two tries of a store that is away."""
+
+T = TypeVar("T")
+
+
+async def carry_out(errand: Errand, spec: RunSpec, store: ObjectStore, runtime: Runtime) -> OwnRecord | None:
+    """The record that says what came of it."""
+    match errand:
+        case DrawSecret():
+            return SecretDrawn(epoch=errand.epoch, secret=runtime.random_bytes(SECRET_BYTES).hex())
+        case CheckObject():
+            return await _patiently(lambda: inspection.check(spec, store, errand, runtime), runtime)
+        case RecomputeShard():
+            return await _patiently(lambda: inspection.recompute(spec, store, errand, runtime), runtime)
+        case DropEpoch():
+            prefix = keys.epoch_prefix(spec.run_id, errand.epoch)
+            dropped = await _patiently(lambda: store.delete_prefix(prefix), runtime)
+            logger.debug("epoch {} is behind the window: {} objects deleted", errand.epoch, dropped)
+            return None
+        case _ as never:
+            assert_never(never)
+
+
+async def _patiently(attempt: Callable[[], Awaitable[T]], runtime: Runtime) -> T:
+    while True:
+        try:
+            return await attempt()
+        except Unavailable as error:
+            logger.warning("the store does not answer, trying again: {}", error)
+            await runtime.sleep(STORE_RETRY_S)

@@ -1,0 +1,279 @@
+"""The whole subnet in one process: the real orchestrator and the real miners on the running event loop's time.
+
+Law: every part that decides or computes is the production one: Service, Miner, Trainer, machine, codecs. Only the
+outside is replaced: journal and objects lie in memory, requests cross as the wire's JSON without a socket, and
+computing takes `compute_s` of the loop's time. On a virtual-time loop hours pass in seconds. All randomness comes from
+one seed, by name, so equal seeds give equal journals. The world decides nothing and knows no fault by name: a fault is
+a wrapper around a miner's lines to the outside, a kill and a start, or an orchestrator that stops and starts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, TypeVar
+
+import msgspec
+import numpy as np
+
+from subnet.coordination import machine
+from subnet.coordination.notices import finished
+from subnet.coordination.state import State
+from subnet.data import token_shards
+from subnet.data.sampling import Batches
+from subnet.errors import PeerFault, Unavailable
+from subnet.merging import compression
+from subnet.miner.line import Ending
+from subnet.miner.miner import Miner, data_path
+from subnet.miner.receipts import RECEIPTS_FILE, credited, load_receipts
+from subnet.miner.trainer import Trainer
+from subnet.orchestrator.service import Service, read_state
+from subnet.protocol import messages as m
+from subnet.protocol.ids import Hotkey, ItemId, Stage, Values
+from subnet.protocol.reasons import Reason
+from subnet.protocol.run_spec import RunSpec
+from subnet.runtime import LoopRuntime
+from subnet.simulation.opening import open_run
+from subnet.storage.base import JournalRecord
+from subnet.storage.memory import MemoryJournal, MemoryObjectStore
+from subnet.transport.base import ControlClient, ObjectClient
+from subnet.transport.memory import MemoryControlClient, MemoryObjectClient
+
+ORCHESTRATOR = Hotkey("orchestrator")
+
+T = TypeVar("T")
+_encode = msgspec.json.encode
+_decode_request = msgspec.json.Decoder(m.Request).decode
+_reply_decoder: msgspec.json.Decoder[m.Reply] = msgspec.json.Decoder(m.Reply)
+_decode_envelope = msgspec.json.Decoder(m.Envelope).decode
+
+
+class PacedRuntime(LoopRuntime):
+    """Blocking work takes loop time, and one participant's never overlaps with itself."""
+
+    def __init__(self, seed: str, compute_s: float = 0.0) -> None:
+        super().__init__(seed.encode())
+        self.compute_s = compute_s
+        self._worker = asyncio.Lock()
+
+    async def run_blocking(self, work: Callable[[], T]) -> T:
+        async with self._worker:
+            await asyncio.sleep(self.compute_s)
+            return work()
+
+
+class Door:
+    """Where miners knock, whichever orchestrator is behind it now: a `ControlHandler`."""
+
+    def __init__(self) -> None:
+        self.service: Service | None = None
+
+    def _open(self) -> Service:
+        if self.service is None:
+            raise Unavailable("no orchestrator listens")
+        return self.service
+
+    async def handle(self, sender: Hotkey, request: m.Request) -> m.Reply:
+        service = self._open()
+        try:
+            request = _decode_request(_encode(request))
+        except msgspec.ValidationError as error:
+            raise PeerFault(Reason.MALFORMED, str(error)) from None
+        return _reply_decoder.decode(_encode(await service.handle(sender, request)))
+
+    async def refuse(self, refused: m.Refused) -> m.Reply:
+        return await self._open().refuse(refused)
+
+    def status(self) -> bytes:
+        return self._open().status()
+
+
+class WatchedJournal(MemoryJournal):
+    """Tells when it has grown: the state is its fold, so nothing else changes it."""
+
+    def __init__(self, records: list[JournalRecord], grown: asyncio.Event) -> None:
+        super().__init__(records)
+        self._grown = grown
+
+    async def append(self, bodies: Sequence[bytes]) -> list[JournalRecord]:
+        new = await super().append(bodies)
+        self._grown.set()
+        return new
+
+
+class Participant:
+    """One hotkey's machine: its folder outlives the miner's process, which `task` is."""
+
+    def __init__(self, hotkey: Hotkey, folder: Path) -> None:
+        self.hotkey, self.folder = hotkey, folder
+        self.starts = 0
+        self.task: asyncio.Task[Ending] | None = None
+        self.trainer: Trainer | None = None
+        """Of the process that runs now, or ran last."""
+
+    @property
+    def credited(self) -> dict[ItemId, float]:
+        """Work units by item, as the miner's own receipts say."""
+        return credited(load_receipts(self.folder / RECEIPTS_FILE))
+
+
+class World:
+    """`async with World(...) as world:` hosts the run; the miners come by `start`. `folder` holds their disks."""
+
+    def __init__(self, spec: RunSpec, text: bytes, folder: Path, *, target_epochs: int = 2, seed: int = 7) -> None:
+        self.spec = spec
+        self.miners: dict[Hotkey, Participant] = {}
+        self.records: list[JournalRecord] = []
+        self.said: list[str] = []
+        """What the orchestrator told its operator."""
+        self.door = Door()
+        self._text, self._folder, self._seed, self._target_epochs = text, folder, seed, target_epochs
+        self._hosts = 0
+        self._host: asyncio.Task[NoReturn] | None = None
+        self._service: Service | None = None
+        self._group = asyncio.TaskGroup()
+        self._grown = asyncio.Event()
+        self.store = MemoryObjectStore(self._runtime("store").now)
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> World:
+        await self._group.__aenter__()
+        await self.start_orchestrator()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for miner in self.miners.values():
+            self.kill(miner.hotkey)
+        self.stop_orchestrator()
+        if kind is asyncio.CancelledError:  # a part has crashed, or the world's own task was cancelled
+            await self._group.__aexit__(kind, error, trace)
+        else:  # what the body raises is raised as it is
+            await self._group.__aexit__(None, None, None)
+
+    async def start_orchestrator(self) -> None:
+        """Open the run, or go on with its journal as a new process does."""
+        self._hosts += 1
+        journal, runtime = WatchedJournal(self.records, self._grown), self._runtime(f"orchestrator {self._hosts}")
+        state = await read_state(journal)
+        service = Service(journal, self.store, runtime, ORCHESTRATOR, state, self.said.append)
+        begun = asyncio.Event()
+
+        async def begin() -> None:
+            if state is None:
+                target = self._target_epochs
+                await service.open(await open_run(self.spec, self._text, self.store, target_epochs=target))
+            else:
+                await service.submit(m.RunResumed(target_epochs=state.target_epochs))
+            begun.set()
+
+        self._host = self._group.create_task(service.run(begin))
+        await begun.wait()
+        self._service = self.door.service = service
+
+    def stop_orchestrator(self) -> None:
+        """Its process is gone at once; the journal and the objects stay."""
+        self.door.service = None
+        if self._host is not None:
+            self._host.cancel()
+
+    async def start(
+        self,
+        name: str,
+        *,
+        compute_s: float = 0.05,
+        control: Callable[[ControlClient], ControlClient] = lambda client: client,
+        objects: Callable[[ObjectClient], ObjectClient] = lambda client: client,
+    ) -> Participant:
+        """Start a miner's process, registering its hotkey first where it is new; `control` and `objects` wrap its
+        lines to the outside."""
+        hotkey = Hotkey(name)
+        miner = self.miners.setdefault(hotkey, Participant(hotkey, self._folder / name))
+        assert miner.task is None or miner.task.done(), f"{name} runs already"
+        if hotkey not in self.state.registered:
+            assert self._service is not None
+            await self._service.submit(m.Registered(hotkeys=tuple(self.miners)))
+        miner.starts += 1
+
+        def build(spec: RunSpec, stage: Stage) -> Trainer:
+            tokens_N = token_shards.open_file(data_path(miner.folder, spec.data.train[0]), spec.model.vocab_size)
+            batches = Batches(tokens_N, spec.seed, spec.data.micro_batch_size, spec.data.seq_len)
+            miner.trainer = Trainer(spec, stage, "cpu", batches)
+            return miner.trainer
+
+        role = Miner(
+            control=control(MemoryControlClient(self.door, hotkey, self.spec.run_id)),
+            objects=objects(MemoryObjectClient(self.store)),
+            runtime=self._runtime(f"{name} {miner.starts}", compute_s),
+            trainer_factory=build,
+            work_dir=miner.folder,
+        )
+        miner.task = self._group.create_task(role.run(), name=name)
+        return miner
+
+    def kill(self, name: str) -> None:
+        """End a miner's process without a word; its folder stays."""
+        task = self.miners[Hotkey(name)].task
+        if task is not None:
+            task.cancel()
+
+    # ---- waiting -----------------------------------------------------------------------------------------------------
+
+    async def until(self, met: Callable[[State], bool], limit_s: float = 3600.0) -> None:
+        """Until the run's state is as asked. AssertionError after `limit_s`, with what every stage waits for."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while not met(self.state):
+                    self._grown.clear()
+                    await self._grown.wait()
+        except TimeoutError:
+            where = [f"{s.stage}/{s.epoch} {s.phase.value}: {s.sentence}" for s in self.state.stages]
+            raise AssertionError(f"not within {limit_s:g} s of loop time; stages: {'; '.join(where)}") from None
+
+    async def finished(self, limit_s: float = 3600.0) -> None:
+        """Until the run has all its epochs and every living miner has left by itself."""
+        await self.until(finished, limit_s)
+        await asyncio.wait([miner.task for miner in self.miners.values() if miner.task is not None])
+
+    # ---- what happened -----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The live state of the orchestrator that is up, or that was up last."""
+        assert self._service is not None, "enter the world first"
+        return self._service.state
+
+    def envelopes(self) -> list[m.Envelope]:
+        """The journal so far."""
+        return [_decode_envelope(record.body) for record in self.records]
+
+    def fold(self) -> Iterator[State]:
+        """The run state after each record of the journal; one object that is changed in place."""
+        first, *rest = self.envelopes()
+        yield (state := machine.open_run(first))
+        for envelope in rest:
+            machine.handle(state, envelope)
+            yield state
+
+    def losses(self) -> dict[int, float]:
+        """Each micro-batch's loss as the first loss pass reported it."""
+        found: dict[int, float] = {}
+        for envelope in self.envelopes():
+            for result in envelope.message.results if isinstance(envelope.message, m.Exchange) else ():
+                if isinstance(result, m.PassDone) and result.loss is not None:
+                    found.setdefault(int(result.item[1:].partition(".")[0]), result.loss)
+        return found
+
+    async def parameters(self, stage: int) -> np.ndarray:
+        """A stage's merged parameters as the store holds them, float32 [P]."""
+        key, count = self.state.stages[stage].parameters.key, self.spec.stages[stage].num_params
+        return compression.decode(await self.store.get(key), Values.FP32, count)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _runtime(self, name: str, compute_s: float = 0.0) -> PacedRuntime:
+        return PacedRuntime(f"{self._seed} {name}", compute_s)
