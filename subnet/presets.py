@@ -48,17 +48,17 @@ EPOCH_MICRO_BATCHES = 110
 def laptop(size: Size) -> Preset:
     """A 2.2M-parameter model (3.2M with its token tables) that learns English in minutes on two cores; the default."""
     num_microbatches_min = size.num_microbatches_min or max(8, -(-EPOCH_MICRO_BATCHES // size.replicas))
-    steps_per_epoch = num_microbatches_min
+    steps_per_epoch = max(1, num_microbatches_min // 2)
     warmup_steps = min(20, steps_per_epoch)
     return Preset(
         ModelSpec(vocab_size=4096, d_model=128, num_layers=6, num_heads=4, num_kv_heads=2, d_ff=352),
         # K = D/8 at int8: 16x against bf16. The token table makes up for the thin boundary (ALGORITHMS 1)
         BoundarySpec(width=16, hidden=64, values=Values.INT8, scale_group_tokens=64, token_table=True),
         InnerSpec(
-            # replicas already average: a step for each micro-batch gave the lowest loss at equal tokens
-            micro_batches_per_step=1,
-            lr_peak=6e-3,
-            lr_final=6e-4,
+            # one micro-batch a step makes gradients stale in the pipeline: 5.34 instead of 4.67 nats after 0.6M tokens
+            micro_batches_per_step=2,
+            lr_peak=3e-3,
+            lr_final=3e-4,
             warmup_steps=warmup_steps,
             rewarm_steps=3,
             decay_steps=max(1, size.epochs * steps_per_epoch - warmup_steps),
@@ -78,8 +78,9 @@ def laptop(size: Size) -> Preset:
             outer_momentum=0.0,
             outer_momentum_first=0.0,
         ),
-        # one machine: silence means a dead process, not a slow line
-        RoutingSpec(heartbeat_s=5.0, dead_after_s=15.0, deadline_first_s=60.0),
+        # one machine: silence means a dead process, not a slow line. More micro-batches in flight would keep two cores
+        # no busier, but gradients would come back to parameters that moved on
+        RoutingSpec(in_flight_per_replica=1, heartbeat_s=5.0, dead_after_s=15.0, deadline_first_s=60.0),
     )
 
 

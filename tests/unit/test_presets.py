@@ -42,8 +42,8 @@ def test_an_epoch_is_as_long_whatever_the_replicas() -> None:
 def test_the_operator_may_shorten_the_epochs() -> None:
     """3. A demonstration wants merges every few seconds; the learning-rate schedule follows."""
     made = spec("laptop", Size(6, 3, 2, num_microbatches_min=10))
-    assert (made.merge.num_microbatches_min, made.inner.steps_per_epoch) == (10, 10)
-    assert made.inner.warmup_steps + made.inner.decay_steps == 2 * 10
+    assert (made.merge.num_microbatches_min, made.inner.steps_per_epoch) == (10, 5)
+    assert made.inner.warmup_steps + made.inner.decay_steps == 2 * 5
 
 
 def test_equivalence_loses_nothing_on_the_way() -> None:
