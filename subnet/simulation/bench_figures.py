@@ -112,21 +112,21 @@ class Launch(Struct, frozen=True, kw_only=True):
 
 
 class Wire(Struct, frozen=True, kw_only=True):
-    """Bytes of the objects that the default run left in its store, headers and scales included."""
+    """Bytes of the objects that the default run wrote, headers and scales included."""
 
     d_model: int
     width: int
     tokens: int
-    stored_bytes: dict[str, int]
-    """By kind, over all stages."""
+    written_bytes: dict[str, int]
+    """By kind, over all stages: the exact sizes of the objects behind accepted work."""
     object_bytes_per_token: dict[str, float]
-    """What one boundary, and one gradient, costs a token on one link."""
+    """What one boundary, and one gradient, costs a token on one link: measured on the objects in the store."""
     journal_bytes: int
 
     @property
     def bytes_per_token(self) -> dict[str, float]:
         """By kind: all links and merges together, over the tokens trained on."""
-        return {kind: size / self.tokens for kind, size in self.stored_bytes.items()}
+        return {kind: size / self.tokens for kind, size in self.written_bytes.items()}
 
     def ratio(self, kind: str, value_bytes: int) -> float:
         """How many times fewer bytes than x_BTD at `value_bytes` a value (bf16: 2, fp32: 4)."""

@@ -21,12 +21,9 @@ from subnet.localnet.processes import SOURCES
 from subnet.localnet.record import Fold, fold
 from subnet.model.spec import num_params, shapes_of
 from subnet.protocol.run_spec import RunSpec
-from subnet.simulation.bench_children import run_child
+from subnet.simulation.bench_children import BenchFailed, run_child
 from subnet.simulation.bench_figures import Efficiency, Launch, Wire
 from subnet.storage.sql import SqlJournal
-
-TRAVELLED = ("boundary", "gradient", "upload", "reduced", "parameters", "momentum")
-"""Kinds of objects that a run writes as it trains, in the order of the table."""
 
 
 class SwarmRun(NamedTuple):
@@ -101,19 +98,22 @@ def launch_facts(run: SwarmRun) -> Launch:
 
 
 def _orchestrator_loads_torch() -> bool:
-    code = "import sys, subnet.orchestrator.__main__; sys.exit('torch' in sys.modules)"
-    return subprocess.run([sys.executable, "-c", code], cwd=SOURCES, check=False, timeout=120).returncode != 0
+    code = "import sys, subnet.orchestrator.__main__; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=SOURCES, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise BenchFailed(f"the orchestrator cannot be imported: {done.stderr.strip()}")
+    return done.stdout.strip() == "True"
 
 
 def wire_facts(run: SwarmRun) -> Wire:
-    """Sizes of the objects as they lie in the store. Objects of at most four epochs are there: none was dropped yet."""
+    """What the report counts by kind, and the objects of one link as they lie in the store."""
     spec = run.spec
     sizes, counts = stored(run.folder.objects)
     return Wire(
         d_model=spec.model.d_model,
         width=spec.boundary.width,
         tokens=run.state.completed * spec.micro_batch_tokens,
-        stored_bytes={kind: sizes[kind] for kind in TRAVELLED},
+        written_bytes=run.report["wire"]["bytes"],
         object_bytes_per_token={
             kind: sizes[kind] / (counts[kind] * spec.micro_batch_tokens) for kind in ("boundary", "gradient")
         },
@@ -122,13 +122,11 @@ def wire_facts(run: SwarmRun) -> Wire:
 
 
 def stored(objects: Path) -> tuple[Counter[str], Counter[str]]:
-    """(bytes, number) of the objects below a store's root by kind; what was there before training is left out."""
+    """(bytes, number) of the objects below a store's root by kind; those of old epochs are gone by then."""
     sizes: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for path in objects.glob("*/*/*/*"):
-        item, _, kind = path.name.rpartition(".")
-        if kind not in TRAVELLED or item == "start":
-            continue
+        kind = path.name.rpartition(".")[2]
         sizes[kind] += path.stat().st_size
         counts[kind] += 1
     return sizes, counts

@@ -30,8 +30,7 @@ _WIRE_NAMES = {
     "gradient": "gradients of boundaries, back",
     "upload": "uploads (pseudo-gradients)",
     "reduced": "reduced shards",
-    "parameters": "merged parameters",
-    "momentum": "outer momentum",
+    "anchor": "merged parameters and outer momentum",
 }
 
 
@@ -124,9 +123,9 @@ def _launch(bench: Bench, judged: bool) -> Iterator[Row]:
 
 
 def _wire(wire: Wire) -> Iterator[Row]:
-    section = f"Bytes a trained token: objects written by the default run, framing included (D = {wire.d_model})"
+    section = f"Bytes a trained token: objects written in the default run, framing included (D = {wire.d_model})"
     for kind, size in wire.bytes_per_token.items():
-        yield _row(section, _WIRE_NAMES[kind], size, f"{size:.1f}")
+        yield _row(section, _WIRE_NAMES.get(kind, kind), size, f"{size:.1f}")
     journal = wire.journal_bytes / wire.tokens
     yield _row(section, "journal on disk", journal, f"{journal:.1f}")
     for kind, way in (("boundary", "forward"), ("gradient", "back")):

@@ -45,7 +45,7 @@ def bench(*, quick: bool = False, swarm_loss: float = 4.9) -> Bench:
         orchestrator_loads_torch=False,
     )  # fmt: skip
     wire = Wire(
-        d_model=128, width=16, tokens=1_000, stored_bytes={"boundary": 32_000, "gradient": 32_000, "upload": 1_500},
+        d_model=128, width=16, tokens=1_000, written_bytes={"boundary": 32_000, "gradient": 32_000, "upload": 1_500},
         object_bytes_per_token={"boundary": 16.0, "gradient": 16.0}, journal_bytes=6_000,
     )  # fmt: skip
     return Bench(

@@ -103,6 +103,7 @@ def test_nobody_uploads(worlds: Worlds) -> None:
     world.idle(20.0)
     assert world.stage().phase is Phase.TRAINING and world.stage().epoch == 0
     assert "no pseudo-gradient arrived in time: the epoch goes on" in world.said[-1]
+    assert world.stage().opened_at > world.at - 1.0, "a try that failed does not make the next one easier"
     world.work_until(turned(world), limit_s=120.0)
     assert world.stage().merges[0].batch >= 6, "B_min was done again"
 

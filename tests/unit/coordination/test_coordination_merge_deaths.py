@@ -148,8 +148,40 @@ def test_a_joiner_in_mid_merge(worlds: Worlds, step: str) -> None:
     assert world.miner("late").faults == 0
 
 
+def test_all_replicas_die_in_the_outer_step(worlds: Worlds) -> None:
+    """9. Reduced, and then nobody is left to apply it: the merge waits without ticks, and a joiner ends it."""
+    world = one_stage(worlds, 2)
+    world.to_step("apply")
+    for name in "ab":
+        del world.players[name]
+    world.wait(60.0)
+    assert "nobody is there to apply" in world.stage().sentence
+    length = len(world.journal)
+    world.wait(60.0)
+    assert len(world.journal) == length
+    world.join("c")
+    world.work_until(turned(world), limit_s=30.0)
+    assert world.stage().merges[0].lost == 0 and world.miner("c").synced_epoch == 1
+
+
+def test_a_restart_after_the_outer_step(worlds: Worlds) -> None:
+    """10. A replica has applied the merge and its process dies before the epoch turns: the new one loads the result."""
+    world = one_stage(worlds, 3)
+    world.to_step("apply")
+    done = next(n for n in world.players if not world.players[n].the(m.ApplyWork).publish_parameters)
+    world.do(done, world.players[done].the(m.ApplyWork))
+    assert done in world.merge().applied
+    world.join(done, session="s2")
+    assert done not in world.merge().applied
+    world.work_until(turned(world), names=[n for n in world.players if n != done], limit_s=30.0)
+    assert world.miner(done).synced_epoch == 0
+    world.exchange(done)
+    world.do(done, world.players[done].the(m.SyncWork))
+    assert world.miner(done).synced_epoch == 1
+
+
 def test_a_joiner_holds_nothing_up_when_published(worlds: Worlds) -> None:
-    """9. The result is in the store and only a newcomer has not applied it: the epoch turns at once."""
+    """11. The result is in the store and only a newcomer has not applied it: the epoch turns at once."""
     world = one_stage(worlds, 2)
     world.to_step("apply")
     world.join("late")

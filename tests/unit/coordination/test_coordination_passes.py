@@ -110,6 +110,8 @@ def test_a_late_result(worlds: Worlds) -> None:
     world.exchange("slow", free=1)
     late = world.players["slow"].the(Pass.LOSS)
     world.idle(31.0)
+    world.exchange("slow", free=2)
+    assert [w for w in world.players["slow"].works(Pass.LOSS) if w.micro_batch == late.micro_batch] == [late]
     world.exchange("fast")
     (again,) = [w for w in world.players["fast"].works(Pass.LOSS) if w.micro_batch == late.micro_batch]
     assert again.item != late.item

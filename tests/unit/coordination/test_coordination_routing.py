@@ -99,8 +99,26 @@ def test_a_sole_replica_that_failed_gets_the_piece_again(worlds: Worlds) -> None
     assert work.micro_batch in [w.micro_batch for w in world.players["second"].works(Pass.LOSS)]
 
 
+def test_who_failed_one_pass_may_do_the_next(worlds: Worlds) -> None:
+    """5. A forward that failed bars the replica from that forward only: the backward may well go to it."""
+    world = worlds(num_stages=2, in_flight_per_replica=1)
+    world.join("one", "last", "x", "y")
+    two = next(name for name in "xy" if world.miner(name).stage == 0)
+    world.exchange("one", free=2)
+    (work,) = world.players["one"].works(Pass.FORWARD)
+    world.exchange("one", m.Failed(item=work.item, reason=Reason.NOT_FINITE, sentence="overflow"), free=0)
+    batch = world.state.micro_batches[work.micro_batch]
+    assert batch.barred == ["one"]
+    world.exchange(two, free=4)
+    world.exchange(two, *(world.result(w) for w in world.players[two].works(Pass.FORWARD)), free=0)
+    assert batch.barred == [] and batch.hops[0].forward_by == two
+    world.join(two, session="s2")
+    world.work_until(lambda: batch.id not in world.state.micro_batches, names=["one", "last"], limit_s=14.0)
+    assert batch.hops[0].backward_by == "one"
+
+
 def test_work_in_flight_is_bounded_by_the_weakest_stage(worlds: Worlds) -> None:
-    """5. Two per replica of the weakest stage, times the stages; then miners hear that the pipeline is full."""
+    """6. Two per replica of the weakest stage, times the stages; then miners hear that the pipeline is full."""
     world = worlds(in_flight_per_replica=2)
     world.join(*"abcdef", slots=4)
     for _ in range(10):
@@ -115,7 +133,7 @@ def test_work_in_flight_is_bounded_by_the_weakest_stage(worlds: Worlds) -> None:
 
 
 def test_nothing_is_opened_while_a_stage_is_empty(worlds: Worlds) -> None:
-    """6. Three stages and two miners: both hear which stage has nobody, and the third starts the run."""
+    """7. Three stages and two miners: both hear which stage has nobody, and the third starts the run."""
     world = worlds()
     world.join("a", "b")
     for name in "ab":
@@ -128,7 +146,7 @@ def test_nothing_is_opened_while_a_stage_is_empty(worlds: Worlds) -> None:
 
 
 def test_deadlines(worlds: Worlds) -> None:
-    """7. The first deadline is long; then c x the own mean or c' x the stage's median, whichever is less, at least
+    """8. The first deadline is long; then c x the own mean or c' x the stage's median, whichever is less, at least
     the floor: who slows down earns no slack."""
     world = worlds(num_stages=1, deadline_first_s=30.0, deadline_floor_s=10.0)
     world.join("a", "b", "c")
@@ -148,7 +166,7 @@ def test_deadlines(worlds: Worlds) -> None:
 
 
 def test_shares_follow_throughput(worlds: Worlds) -> None:
-    """8. Work is pulled: a replica that answers three times as often does about three times as much."""
+    """9. Work is pulled: a replica that answers three times as often does about three times as much."""
     world = worlds(num_stages=1, num_microbatches_min=1000, in_flight_per_replica=2)
     world.join("fast", "slow")
     for second in range(300):
@@ -161,7 +179,7 @@ def test_shares_follow_throughput(worlds: Worlds) -> None:
 
 
 def test_the_draw_is_fair_and_repeatable(worlds: Worlds) -> None:
-    """9. Equally free replicas share the work evenly, and the same journal draws the same."""
+    """10. Equally free replicas share the work evenly, and the same journal draws the same."""
     world = worlds(num_stages=1, num_microbatches_min=10_000, in_flight_per_replica=1)
     world.join(*"abcd", slots=1)
     world.work_until(lambda: world.state.completed >= 400)
@@ -170,7 +188,7 @@ def test_the_draw_is_fair_and_repeatable(worlds: Worlds) -> None:
 
 
 def test_flush_opens_groups_of_one_optimizer_step(worlds: Worlds) -> None:
-    """10. Synchronous mode: k micro-batches are opened, and the next only when all k came back."""
+    """11. Synchronous mode: k micro-batches are opened, and the next only when all k came back."""
     world = worlds(flush=True, in_flight_per_replica=4, num_microbatches_min=1000)
     k = world.spec.inner.micro_batches_per_step
     world.join("a", "b", "c", slots=4)
@@ -189,7 +207,7 @@ def test_flush_opens_groups_of_one_optimizer_step(worlds: Worlds) -> None:
 
 
 def test_flush_goes_on_after_a_death(worlds: Worlds) -> None:
-    """11. A replica dies with part of a group: the group is finished by the others, then the next one opens."""
+    """12. A replica dies with part of a group: the group is finished by the others, then the next one opens."""
     world = worlds(flush=True, in_flight_per_replica=4, num_stages=1, num_microbatches_min=1000)
     world.join("a", "b", slots=4)
     world.exchange("a")

@@ -101,8 +101,11 @@ def test_a_journal_has_one_beginning_and_one_direction(worlds: Worlds) -> None:
 def test_nobody_is_blamed_for_the_time_away(worlds: Worlds) -> None:
     """5. The orchestrator was away for an hour: no miner is silent, no item late, no merge past its deadline."""
     world = worlds(num_stages=1)
-    world.join("a", "b")
-    world.to_step("upload")
+    world.join("a", "b", "c")
+    world.work_until(lambda: world.stage().merge is not None)
+    world.exchange("c", free=4)
+    world.wait(5.0)
+    assert any(isinstance(offer.work, m.PassWork) for offer in world.state.offers.values())
     offers, live = dict(world.state.offers), len(world.state.replicas(0))
     world.at += 3600.0
     world.own(m.RunResumed(target_epochs=0))
