@@ -10,7 +10,7 @@ from statistics import median
 
 from subnet.coordination import overdue
 from subnet.coordination.placement import Load, place
-from subnet.coordination.state import Effect, Miner, Say, StageState, State
+from subnet.coordination.state import Deliver, Effect, Miner, Say, StageState, State
 from subnet.protocol.ids import Hotkey, Pass, Phase, Stage
 from subnet.protocol.messages import Join, Joined, Notice, Refusal, Registered, Reply, Source
 from subnet.protocol.reasons import REMEDY, Reason
@@ -164,7 +164,8 @@ def rebalance(state: State, at: float) -> list[Effect]:
     loads = [load for load in _loads(state) if load.replicas > 1]
     richest = max(loads, key=lambda load: (load.strength / load.flops_per_token, -load.stage))
     miner = max(state.replicas(richest.stage), key=lambda m: (m.joined_at, m.hotkey))
-    return remove(state, miner, Reason.STAGE_EMPTY, f"stage {needy.stage} has no replica, and yours has others")
+    said = f"stage {needy.stage} has no replica, and yours has others"
+    return [*remove(state, miner, Reason.STAGE_EMPTY, said), Deliver(miner.hotkey)]
 
 
 def register(state: State, message: Registered) -> list[Effect]:

@@ -82,10 +82,19 @@ def _processor() -> str:
 
 
 async def _stoppable(work: Awaitable[Bench]) -> Bench:
-    """SIGTERM ends the children in order, as Ctrl-C does."""
-    task = asyncio.current_task()
+    """The first SIGTERM or Ctrl-C ends the children in order; that takes seconds, and more of them change nothing."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    caught = False
+
+    def stop() -> None:
+        nonlocal caught
+        if not caught:
+            task.cancel()
+        caught = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
     return await work
 
 
@@ -126,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
         except BenchFailed as failure:
             print(f"error: {failure}", file=sys.stderr)
             return 1
-        except (KeyboardInterrupt, asyncio.CancelledError):
+        except asyncio.CancelledError:
             print("stopped: nothing was written", file=sys.stderr)
             return 130
     return 0
