@@ -184,8 +184,9 @@ def _exchange(state: State, sender: Hotkey, message: Exchange, at: float) -> tup
     unseen = len(set(given) - set(message.holding))
     # what a miner was given and has not answered counts, whatever it says about its slots
     miner.free_slots = max(0, min(message.free_slots - unseen, state.spec.routing.slots_max - len(given)))
-    placeholder = ExchangeReply(verdicts=tuple(verdicts), work=(), drop=(), notice=notice_for(state, sender))
-    return placeholder, effects
+    # the work follows from what `_go_on` decides next: `handle` completes this reply
+    heard = ExchangeReply(verdicts=tuple(verdicts), work=(), drop=(), notice=notice_for(state, sender))
+    return heard, effects
 
 
 def _result(state: State, sender: Hotkey, result: Result, at: float) -> tuple[Verdict, list[Effect]]:

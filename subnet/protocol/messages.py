@@ -332,7 +332,7 @@ class RunOpened(Struct, frozen=True, kw_only=True, tag="run-opened"):
 
 
 class RunResumed(Struct, frozen=True, kw_only=True, tag="run-resumed"):
-    """The orchestrator's process started again: every session is over, everything else stands."""
+    """The orchestrator's process started again: sessions go on, deadlines begin anew, the gap is nobody's fault."""
 
     target_epochs: int
 
