@@ -20,13 +20,14 @@ from subnet import config, telemetry
 from subnet.data.sampling import Batches
 from subnet.data.token_shards import open_file
 from subnet.errors import ConfigError, PeerFault, Unavailable
+from subnet.merging.shards import ShardReduction
 from subnet.miner.line import Ending
 from subnet.miner.miner import Miner, data_path
-from subnet.miner.trainer import Trainer
+from subnet.model.trainer import Trainer
 from subnet.protocol.ids import Hotkey, RunId, Stage
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
-from subnet.runtime import SystemRuntime
+from subnet.runtime import SlowedRuntime, SystemRuntime
 from subnet.transport.http_client import HttpControlClient, HttpObjectClient, HttpSession, discover
 from subnet.transport.signing import Keypair, open_hotkey
 
@@ -34,11 +35,11 @@ DISCOVERY_PAUSE_S = 2.0
 CLOSE_TIMEOUT_S = 1.0
 
 
-def trainer(spec: RunSpec, stage: Stage, work_dir: Path, device: str) -> Trainer:
+def trainer(kind: type[Trainer], spec: RunSpec, stage: Stage, work_dir: Path, device: str) -> Trainer:
     """The stage's trainer over the training files that the miner downloaded."""
     files = [open_file(data_path(work_dir, file), spec.model.vocab_size) for file in spec.data.train]
     tokens = files[0] if len(files) == 1 else np.concatenate(files)
-    return Trainer(spec, stage, device, Batches(tokens, spec.seed, spec.data.micro_batch_size, spec.data.seq_len))
+    return kind(spec, stage, device, Batches(tokens, spec.seed, spec.data.micro_batch_size, spec.data.seq_len))
 
 
 def check_machine(settings: config.MinerConfig) -> Path:
@@ -72,13 +73,23 @@ async def find_run(url: str, runtime: SystemRuntime) -> tuple[RunId, Hotkey]:
         await runtime.sleep(DISCOVERY_PAUSE_S)
 
 
+def parts(adversary: str) -> tuple[type[Trainer], type[ShardReduction]]:
+    """What trains and what reduces: honest ones, but for an adversary of a local net. Raises ConfigError."""
+    if not adversary:
+        return Trainer, ShardReduction
+    from subnet.adversaries import catalogue  # an honest miner's process does not even load it
+
+    return catalogue.find(adversary)
+
+
 async def run(settings: config.MinerConfig, keypair: Keypair, work_dir: Path) -> Ending:
     """Until the run is over, or SIGTERM or Ctrl-C."""
+    trainer_type, reduction = parts(settings.adversary)
     this = asyncio.current_task()
     assert this is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, this.cancel)
-    runtime = SystemRuntime()
+    runtime = SystemRuntime() if settings.slow_factor == 1 else SlowedRuntime(settings.slow_factor)
     run_id, orchestrator = await find_run(settings.orchestrator, runtime)
     session = HttpSession()
     control = HttpControlClient(session, settings.orchestrator, keypair, orchestrator, run_id, runtime)
@@ -87,9 +98,10 @@ async def run(settings: config.MinerConfig, keypair: Keypair, work_dir: Path) ->
         control=control,
         objects=objects,
         runtime=runtime,
-        trainer_factory=lambda spec, stage: trainer(spec, stage, work_dir, settings.device),
+        trainer_factory=lambda spec, stage: trainer(trainer_type, spec, stage, work_dir, settings.device),
         work_dir=work_dir,
         device=f"{settings.device}, {settings.threads} threads",
+        reduction=reduction,
     )
     try:
         return await miner.run()

@@ -1,32 +1,35 @@
 """The typed config tree: every setting of every command, and the one place that reads the environment.
 
 Law: a setting is a field that explains itself: type, default, limits and one sentence with its unit. Flags, --help and
-error lines are made from the fields, so they cannot disagree with them. Precedence: flag, environment, default. What
+error lines are made from the fields (`flags`), so they cannot disagree. Precedence: flag, environment, default. What
 all parties must agree on is no setting but part of the RunSpec (`presets`). Secrets never appear in a repr or a log.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
+from subnet import flags
 from subnet.errors import ConfigError
 
 C = TypeVar("C", bound="Config")
+flag, settings = flags.flag, flags.settings
+_THIS_MACHINE = re.compile(r"https?://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/?")
+_EXTRA = ("env", "choices", "secret", "metavar", "repeatable", "hidden")
 
 
 def _about(sentence: str, **limits: Any) -> Meta:
-    """A field's sentence and its limits; `env` names a variable, `choices` the allowed values, `secret` hides it."""
-    extra: dict[str, Any] = {n: limits.pop(n) for n in ("env", "choices", "secret", "metavar") if n in limits}
+    """A field's sentence, its limits, and what else `flags` knows about fields."""
+    extra: dict[str, Any] = {name: limits.pop(name) for name in _EXTRA if name in limits}
     return Meta(description=sentence, extra=extra, **limits)
 
 
@@ -63,6 +66,13 @@ OrchestratorUrl = Annotated[
 ]
 
 
+Network = Annotated[
+    str,
+    _about("chain to use: finney, test, or ws://127.0.0.1:9944 of a local one", env="BT_NETWORK", metavar="NETWORK"),
+]
+Netuid = Annotated[int, _about("number of the subnet", env="BT_NETUID", ge=0, le=65_535, metavar="N")]
+
+
 class LocalnetConfig(Config, frozen=True, kw_only=True):
     """`python -m subnet.localnet`: the whole subnet as processes on this machine."""
 
@@ -91,6 +101,23 @@ class LocalnetConfig(Config, frozen=True, kw_only=True):
     kill_miner_every_s: Annotated[
         float, _about("kill a random miner (SIGKILL) at this interval once training began; 0: never", ge=0)
     ] = 0.0
+    speeds: Annotated[
+        str,
+        _about("relative speeds of the miners, such as 1,1,2,4, over and over; default: all alike", metavar="LIST"),
+    ] = ""
+    adversary: Annotated[
+        str,
+        _about(
+            "the last COUNT miners cheat in the way of that name; may be repeated",
+            metavar="NAME=COUNT",
+            repeatable=True,
+        ),
+    ] = ""
+    validators: Annotated[int, _about("validator processes to start; the first has most stake", ge=1, le=8)] = 1
+    audit_rate: Annotated[
+        float,
+        _about("share of the settled miners' epochs to audit, 0 to 1; -1: the preset's", ge=-1, le=1, metavar="SHARE"),
+    ] = -1.0
     restart_after_s: Annotated[float, _about("start a dead miner again after this time", ge=0)] = 5.0
     join_after_s: Annotated[
         float, _about("one more miner joins this long after training began; 0: never", ge=0)
@@ -122,6 +149,8 @@ class OrchestratorConfig(Config, frozen=True, kw_only=True):
             secret=True,
         ),
     ] = ""
+    network: Network = ""
+    netuid: Netuid = 0
     log_level: LogLevel = "INFO"
 
 
@@ -135,46 +164,34 @@ class MinerConfig(Config, frozen=True, kw_only=True):
     device: Device = "cpu"
     threads: Annotated[int, _about("CPU threads torch may use", ge=1, le=1024)] = 1
     work_dir: Annotated[str, _about("folder for downloaded files and receipts.jsonl", metavar="DIR")] = "miner-work"
+    slow_factor: Annotated[
+        float, _about("compute this many times slower, as weaker hardware does", ge=1, le=1000, metavar="X")
+    ] = 1.0
+    adversary: Annotated[str, _about("cheat in this way; local nets only", metavar="NAME", hidden=True)] = ""
     log_level: LogLevel = "INFO"
 
+    def __post_init__(self) -> None:
+        if self.adversary and not _THIS_MACHINE.fullmatch(self.orchestrator):
+            problem = f"is for local nets only, not for {self.orchestrator}"
+            raise ConfigError("--adversary", problem, "leave it out")
 
-class EvaluatorConfig(Config, frozen=True, kw_only=True):
-    """`python -m subnet.validator.evaluator`: measures the merged model on held-out text."""
+
+class ValidatorConfig(Config, frozen=True, kw_only=True):
+    """`python neurons/validator.py`: audits miners, measures the merged model, sets weights."""
 
     orchestrator: OrchestratorUrl
+    network: Network
+    netuid: Netuid
     wallet: WalletName = "default"
     wallet_hotkey: WalletHotkey = "default"
     wallet_path: WalletPath = "~/.bittensor/wallets"
-    run_dir: Annotated[str, _about("run folder whose merged parameters are evaluated", metavar="DIR")]
+    work_dir: Annotated[str, _about("folder for the downloaded text", metavar="DIR")] = "validator-work"
     device: Device = "cpu"
     threads: Annotated[int, _about("CPU threads torch may use", ge=1, le=1024)] = 1
     log_level: LogLevel = "INFO"
 
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
-
-
-class Setting(NamedTuple):
-    """What a field says about itself."""
-
-    hint: Any
-    """Its annotated type."""
-    meta: Meta
-    extra: Mapping[str, Any]
-
-
-def settings(config: type[Config]) -> dict[str, Setting]:
-    """By field name."""
-    found = {}
-    for name, hint in get_type_hints(config, include_extras=True).items():
-        meta = next(part for part in hint.__metadata__ if isinstance(part, Meta))
-        found[name] = Setting(hint, meta, meta.extra or {})
-    return found
-
-
-def flag(name: str) -> str:
-    """The flag of a field: durations drop their unit, since their values carry one (20s)."""
-    return "--" + name.removesuffix("_s").replace("_", "-")
 
 
 def parse(config: type[C], argv: Sequence[str], prog: str) -> C:
@@ -184,16 +201,12 @@ def parse(config: type[C], argv: Sequence[str], prog: str) -> C:
 
 def given(config: type[Config], argv: Sequence[str], prog: str) -> dict[str, Any]:
     """Only what the command line and the environment really name, checked field by field."""
-    parser = _Parser(prog=prog, description=config.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    defaults = {field.name: field.default for field in msgspec.structs.fields(config)}
-    for name, one in settings(config).items():
-        _add_flag(parser, name, one, defaults[name])
-    values = vars(parser.parse_args(list(argv)))
-    for name, one in settings(config).items():
+    values, fields = flags.read(config, list(argv), prog), settings(config)
+    for name, one in fields.items():
         variable = one.extra.get("env")
         if name not in values and variable and os.environ.get(variable):
             values[name] = os.environ[variable]
-    return {name: _checked(config, name, value) for name, value in values.items()}
+    return {name: flags.checked(name, fields[name], value) for name, value in values.items()}
 
 
 def build(config: type[C], values: Mapping[str, Any]) -> C:
@@ -236,63 +249,3 @@ def one_line_errors() -> Iterator[None]:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, except that a mistake is a ConfigError instead of a usage page."""
-
-    def error(self, message: str) -> NoReturn:
-        named = re.match(r"argument (--[a-z-]+): (.*)", message)
-        field, problem = (named[1], named[2]) if named else ("command line", message)
-        raise ConfigError(field, problem, "see --help")
-
-
-def _add_flag(parser: argparse.ArgumentParser, name: str, one: Setting, default: Any) -> None:
-    sentence = (one.meta.description or "").replace("%", "%%")
-    facts = []
-    if not isinstance(default, bool) and default not in (msgspec.NODEFAULT, "", 0, 0.0):
-        facts.append(f"default: {default:g}s" if name.endswith("_s") else f"default: {default}")
-    if default is msgspec.NODEFAULT:
-        facts.append("required")
-    if variable := one.extra.get("env"):
-        facts.append(f"or {variable}")
-    if facts:
-        sentence += f" ({'; '.join(facts)})"
-    if one.hint.__origin__ is bool:
-        parser.add_argument(flag(name), dest=name, action="store_true", help=sentence)
-        return
-    kind = "DURATION" if name.endswith("_s") else "N" if one.hint.__origin__ is int else "TEXT"
-    metavar = one.extra.get("metavar") or "|".join(one.extra.get("choices", ())) or kind
-    parser.add_argument(flag(name), dest=name, metavar=metavar, help=sentence)
-
-
-def _checked(config: type[Config], name: str, value: Any) -> Any:
-    hint, meta, extra = settings(config)[name]
-    shown = "the value given" if extra.get("secret") else repr(value)
-    if name.endswith("_s"):
-        value = _duration_s(flag(name), value)
-    choices = extra.get("choices")
-    if choices and value not in choices:
-        raise ConfigError(flag(name), f"{shown} is not known", f"choose one of {', '.join(choices)}")
-    try:
-        return msgspec.convert(value, hint, strict=False)
-    except msgspec.ValidationError:
-        raise ConfigError(flag(name), f"{shown} does not fit", f"write {_expected(hint, meta)}") from None
-
-
-def _expected(hint: Any, meta: Meta) -> str:
-    if hint.__origin__ is str:
-        return f"the {meta.description}"
-    number = "a whole number" if hint.__origin__ is int else "a number"
-    limits = f" from {meta.ge}" + ("" if meta.le is None else f" to {meta.le}")
-    return f"{number}{limits} ({meta.description})"
-
-
-_UNITS_S = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def _duration_s(field: str, text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)", text.strip())
-    if match is None:
-        raise ConfigError(field, f"{text!r} is no duration", "write a number with a unit: 500ms, 20s, 5m or 1h")
-    return float(match[1]) * _UNITS_S[match[2]]

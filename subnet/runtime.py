@@ -52,6 +52,22 @@ class SystemRuntime:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
+class SlowedRuntime(SystemRuntime):
+    """The real world on weaker hardware: blocking work takes `factor` times as long, and the CPU is free meanwhile."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self._factor = factor
+        self._worker = asyncio.Lock()
+
+    async def run_blocking(self, work: Callable[[], T]) -> T:
+        async with self._worker:  # while it waits, the worker it stands for is busy
+            began = self.now()
+            outcome = await super().run_blocking(work)
+            await self.sleep((self._factor - 1) * max(0.0, self.now() - began))
+            return outcome
+
+
 class LoopRuntime:
     """Time from the running event loop and randomness from a seed: for tests and simulation under virtual time."""
 

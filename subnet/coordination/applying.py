@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from subnet.coordination import overdue, phases, reducing, routing
+from subnet.coordination import dossiers, overdue, phases, reducing, routing, verdicts
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import give, item_id, merge_work_of, next_number, open_offers, withdraw_all
 from subnet.coordination.state import Deliver, DropEpoch, Effect, MergeRecord, Miner, Say, StageState, State
@@ -111,6 +111,9 @@ def _published(merge: Merge) -> tuple[Source, Source] | None:
 def _give_apply(state: State, stage: StageState, merge: Merge, miner: Miner, at: float, publish: bool) -> Deliver:
     size = compression.encoded_size(Values.FP32, state.spec.stages[stage.stage].num_params)
     number = next_number(state)
+    counted = miner.hotkey in merge.uploads and miner.hotkey not in merge.excluded
+    if not counted:
+        dossiers.restarted(state, miner.hotkey)
     run, epoch, name = state.spec.run_id, stage.epoch + 1, f"{miner.hotkey}.{number}"
 
     def target(kind: keys.Kind) -> Target | None:
@@ -121,6 +124,7 @@ def _give_apply(state: State, stage: StageState, merge: Merge, miner: Miner, at:
         stage=stage.stage,
         epoch=stage.epoch,
         shards=merge.shards,
+        counted=counted,
         publish_parameters=target(keys.Kind.PARAMETERS),
         publish_momentum=target(keys.Kind.MOMENTUM),
         deadline_s=state.spec.merge.apply_deadline_s,
@@ -143,6 +147,12 @@ def _turn_epoch(
     for hotkey in list(stage.contributions):
         if hotkey not in merge.uploads:
             del stage.contributions[hotkey]  # it did not upload: it starts the next epoch at the anchor
+    for hotkey in merge.weights:
+        miner = state.miners[hotkey]
+        if hotkey not in merge.uploads and miner.live and miner.joined_at <= merge.closed_at:
+            said = f"stage {stage.stage} merged epoch {stage.epoch} without this miner's upload"
+            verdicts.void(state, stage.epoch, hotkey, Reason.SKIPPED_MERGE, said)
+            state.incident(Reason.SKIPPED_MERGE, said, hotkey)
     record = _record(stage, merge, at)
     stage.merges.append(record)
     stage.norms = (stage.norms + [[u.norm for h, u in merge.uploads.items() if h not in merge.excluded]])[-NORM_EPOCHS:]
@@ -161,6 +171,9 @@ def _turn_epoch(
         for batch in [b for b in state.micro_batches.values() if b.epoch <= dropped]:
             overdue.give_up(state, batch, f"with the objects of epoch {dropped}")
         effects.append(DropEpoch(dropped))
+        for audit in [a for a in state.pay.audits.values() if a.epoch <= dropped]:
+            verdicts.unreadable(state, audit, "it was not settled before the epoch's objects went")
+        dossiers.drop_old(state)
     return effects
 
 

@@ -12,20 +12,31 @@ from typing import assert_never
 
 import msgspec
 
-from subnet.coordination import members, merge_results, overdue, passes, resuming, rounds, routing
+from subnet.coordination import (
+    audits,
+    dossiers,
+    members,
+    merge_results,
+    overdue,
+    passes,
+    resuming,
+    reviews,
+    rounds,
+    routing,
+)
 from subnet.coordination.notices import finished, notice_for
-from subnet.coordination.state import DrawSecret, Effect, Evaluation, Offer, Say, StageState, State
+from subnet.coordination.state import DrawSecret, Effect, Offer, Say, StageState, State
 from subnet.errors import InvariantViolation
 from subnet.protocol import keys
 from subnet.protocol.ids import Epoch, Hotkey, ItemId, Phase, Stage
 from subnet.protocol.messages import (
+    ChainSeen,
     Envelope,
     Evaluated,
     Exchange,
     ExchangeReply,
     Failed,
     Join,
-    Noted,
     ObjectChecked,
     PassDone,
     PassWork,
@@ -34,12 +45,16 @@ from subnet.protocol.messages import (
     Registered,
     Reply,
     Result,
+    RevealDone,
+    RevealWork,
+    Review,
     RunOpened,
     RunResumed,
     SecretDrawn,
     ShardRecomputed,
     Tick,
     Verdict,
+    WeightsSet,
 )
 from subnet.protocol.reasons import Reason
 
@@ -116,15 +131,20 @@ def _dispatch_message(state: State, envelope: Envelope) -> tuple[Reply | None, l
         case Join():
             return members.join(state, sender, message, at)
         case Evaluated():
-            return _evaluated(state, sender, message, at), []
+            return reviews.evaluated(state, sender, message, at), []
         case Tick():
             return None, []
+        case WeightsSet():
+            return reviews.weights_set(state, sender, message, at), []
+        case Review():
+            return reviews.review(state, sender, message, at)
         case Registered():
-            return None, members.register(state, message)
+            return None, members.register(state, message.hotkeys)
+        case ChainSeen():
+            return None, audits.chain_seen(state, message, at)
         case SecretDrawn():
-            state.secrets.setdefault(message.epoch, message.secret)
-            for old in sorted(state.secrets)[:-8]:
-                del state.secrets[old]
+            if state.secret_due and message.epoch == state.secret_asked:
+                state.secret_due, state.secrets = False, {message.epoch: message.secret}
             return None, []
         case ShardRecomputed():
             return None, _recomputed(state, message)
@@ -148,10 +168,13 @@ def _go_on(state: State, at: float) -> list[Effect]:
     effects += members.rebalance(state, at)
     if state.secrets:
         effects += rounds.advance_all(state, at)
-    newest = max(stage.epoch for stage in state.stages)
-    if state.secret_asked < newest:
-        state.secret_asked = newest
-        effects.append(DrawSecret(Epoch(newest)))
+    # a new secret when every stage has closed an epoch: no draw of a closed epoch depends on it, so that can be public
+    oldest = min(stage.epoch for stage in state.stages)
+    if state.secret_asked < oldest:
+        state.secret_asked, state.secret_due = oldest, True
+        effects.append(DrawSecret(Epoch(oldest)))
+    effects += audits.close_epochs(state, at)
+    effects += audits.advance(state, at)
     if not state.secrets:
         return effects
     if state.target_epochs and all(
@@ -192,15 +215,21 @@ def _exchange(state: State, sender: Hotkey, message: Exchange, at: float) -> tup
 def _result(state: State, sender: Hotkey, result: Result, at: float) -> tuple[Verdict, list[Effect]]:
     offer = state.offers.get(result.item)
     if offer is None:
+        if isinstance(result, PassDone):
+            dossiers.answered(state, sender, result, credited=False)
         return passes.unknown_item(state, sender, result.item), []
     if offer.hotkey != sender:
         return passes.reject(state, result.item, Reason.NOT_YOURS, "given to another hotkey", sender), []
     is_pass = isinstance(offer.work, PassWork)
+    if isinstance(offer.work, RevealWork):
+        if isinstance(result, RevealDone):
+            return audits.revealed(state, offer, result)
+        return audits.not_revealed(state, offer, result.sentence if isinstance(result, Failed) else "another result")
     if isinstance(result, Failed):
         return (passes.fail if is_pass else merge_results.fail)(state, offer, result)
     if is_pass and isinstance(result, PassDone):
         return passes.accept(state, offer, result, at), []
-    if is_pass or isinstance(result, PassDone):
+    if is_pass or isinstance(result, PassDone | RevealDone):
         said = f"a {type(result).__name__} does not answer a {type(offer.work).__name__}"
         return (passes.misanswered if is_pass else merge_results.misanswered)(state, offer, said), []
     return merge_results.accept(state, offer, result)
@@ -226,16 +255,7 @@ def exchange_reply(state: State, hotkey: Hotkey, message: Exchange, verdicts: tu
     )
 
 
-# ---- own records and reports -----------------------------------------------------------------------------------------
-
-
-def _evaluated(state: State, sender: Hotkey, message: Evaluated, at: float) -> Reply:
-    if sender not in state.evaluators:
-        return members.refusal(Reason.NOT_ALLOWED, "validation losses come from the run's evaluators only")
-    state.evaluations.append(
-        Evaluation(epoch=Epoch(message.epoch), loss=message.loss, num_tokens=message.num_tokens, at=at)
-    )
-    return Noted(notice=members.notice(Reason.OK, f"validation loss of epoch {message.epoch} noted"))
+# ---- own records -----------------------------------------------------------------------------------------
 
 
 def _recomputed(state: State, message: ShardRecomputed) -> list[Effect]:
@@ -259,7 +279,7 @@ def _object_checked(state: State, message: ObjectChecked) -> list[Effect]:
 
 def is_due(state: State, now: float) -> bool:
     """Whether a Tick at `now` would change anything: only such ticks are journaled."""
-    if overdue.is_due(state, now):
+    if overdue.is_due(state, now) or audits.is_due(state, now):
         return True
     silent = state.spec.routing.dead_after_s
     if any(miner.live and now - miner.last_seen > silent for miner in state.miners.values()):

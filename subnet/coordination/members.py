@@ -6,13 +6,14 @@ older. Leaving loses nothing but the local progress of that process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
-from subnet.coordination import overdue
+from subnet.coordination import dossiers, overdue
 from subnet.coordination.placement import Load, place
 from subnet.coordination.state import Deliver, Effect, Miner, Say, StageState, State
 from subnet.protocol.ids import Hotkey, Pass, Phase, Stage
-from subnet.protocol.messages import Join, Joined, Notice, Refusal, Registered, Reply, Source
+from subnet.protocol.messages import Join, Joined, Notice, Refusal, Reply, Source
 from subnet.protocol.reasons import REMEDY, Reason
 from subnet.scoring.ledger import SHARE
 
@@ -29,6 +30,9 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
     """Place a newcomer, or welcome somebody back."""
     if hotkey not in state.registered:
         return refusal(Reason.NOT_REGISTERED, "this hotkey is not registered on the subnet"), []
+    barred = _barred(state, hotkey)
+    if barred is not None:
+        return refusal(Reason.AUDIT_FAILED, barred), []
     known = state.miners.get(hotkey)
     if known is not None and known.session == message.session and known.live:
         known.last_seen = at
@@ -53,13 +57,24 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
         false_complaints=known.false_complaints if known else 0,
     )
     state.miners[hotkey] = miner
+    dossiers.restarted(state, hotkey)
     verb = "came back to" if known else "joined"
     return _joined(state, miner, why), [Say(f"miner {hotkey[:8]} {verb} stage {stage_index}: {why}")]
+
+
+def _barred(state: State, hotkey: Hotkey) -> str | None:
+    """Why a hotkey may not take part for now: a failed audit keeps it out for as long as it costs its scores."""
+    standing = state.pay.standing.get(hotkey)
+    if standing is None or standing.failed_at is None:
+        return None
+    left_s = standing.failed_at + state.spec.score.gamma_s - state.at
+    return f"an audit failed: {standing.failure}; out for {left_s:.0f} s more" if left_s > 0 else None
 
 
 def _end_session(state: State, miner: Miner) -> None:
     """The process is gone, and with it its graphs, its local progress and its applied merge; its uploads stand."""
     overdue.release(state, miner.hotkey)
+    dossiers.restarted(state, miner.hotkey)
     stage = state.stages[miner.stage]
     stage.contributions.pop(miner.hotkey, None)
     if stage.merge is not None:
@@ -168,9 +183,9 @@ def rebalance(state: State, at: float) -> list[Effect]:
     return [*remove(state, miner, Reason.STAGE_EMPTY, said), Deliver(miner.hotkey)]
 
 
-def register(state: State, message: Registered) -> list[Effect]:
-    """The chain's view of who may take part changed."""
-    state.registered = set(message.hotkeys)
+def register(state: State, hotkeys: Sequence[Hotkey]) -> list[Effect]:
+    """The chain's view of who may take part."""
+    state.registered = set(hotkeys)
     effects: list[Effect] = []
     for miner in state.miners.values():
         if miner.live and miner.hotkey not in state.registered:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from subnet.coordination import members, reducing, routing
+from subnet.coordination import dossiers, members, reducing, routing
 from subnet.coordination.merge_state import Merge, Upload
 from subnet.coordination.passes import reject, verdict
 from subnet.coordination.state import CheckObject, Effect, Offer, StageState, State
@@ -79,8 +79,13 @@ def _uploaded(
     if len(done.chunk_digests) != chunks:
         said = f"{len(done.chunk_digests)} chunk digests for {chunks} chunks"
         return reject(state, done.item, Reason.MALFORMED, said, hotkey)
+    said_of_log = dossiers.problem(state, stage, hotkey, done)
+    if said_of_log is not None:
+        return reject(state, done.item, Reason.MALFORMED, f"the work log does not fit: {said_of_log}", hotkey)
+    source = _source(work.output, done.digest)
+    dossiers.uploaded(state, stage, hotkey, source, done)
     merge.uploads[hotkey] = Upload(
-        source=_source(work.output, done.digest),
+        source=source,
         norm=done.norm,
         weight=merge.weights[hotkey],
         chunk_digests=done.chunk_digests,
@@ -116,6 +121,7 @@ def _synced(
         answer = reject(state, done.item, Reason.WRONG_ANCHOR, said, hotkey)
         return answer, members.remove(state, state.miners[hotkey], Reason.WRONG_ANCHOR, said)
     state.miners[hotkey].synced_epoch = work.epoch
+    dossiers.restarted(state, hotkey)
     if work.epoch == stage.epoch:
         stage.contributions.pop(hotkey, None)
     return verdict(done.item, "applied", Reason.OK, f"holds the parameters of epoch {work.epoch}"), []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from subnet.coordination import phases, routing
 from subnet.coordination.state import Deliver, Effect, Miner, Offer, Say, StageState, State
 from subnet.protocol.ids import Hotkey, ItemId, Phase
-from subnet.protocol.messages import ApplyWork, PassWork, ReduceWork, SyncWork, UploadWork, Work
+from subnet.protocol.messages import ApplyWork, PassWork, ReduceWork, RevealWork, SyncWork, UploadWork, Work
 from subnet.protocol.reasons import Reason
 
 
@@ -53,5 +53,5 @@ def resume_training(state: State, stage: StageState, at: float, sentence: str) -
 
 
 def merge_work_of(state: State, miner: Miner) -> list[UploadWork | ReduceWork | ApplyWork | SyncWork]:
-    """What a miner was given besides passes."""
-    return [w for w in (state.offers[item].work for item in miner.offers) if not isinstance(w, PassWork)]
+    """What a miner was given for merges."""
+    return [w for w in (state.offers[item].work for item in miner.offers) if not isinstance(w, PassWork | RevealWork)]

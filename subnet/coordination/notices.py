@@ -3,7 +3,7 @@ same sentence."""
 
 from __future__ import annotations
 
-from subnet.coordination import routing
+from subnet.coordination import audits, routing
 from subnet.coordination.members import notice
 from subnet.coordination.state import State
 from subnet.protocol.ids import Hotkey, Phase
@@ -13,7 +13,9 @@ from subnet.protocol.reasons import Reason
 
 def finished(state: State) -> bool:
     """Whether the run has all the epochs that were asked for."""
-    return all(s.phase is Phase.PAUSED and s.reason is Reason.TARGET_REACHED for s in state.stages)
+    return all(
+        s.phase is Phase.PAUSED and s.reason is Reason.TARGET_REACHED for s in state.stages
+    ) and audits.are_settled(state)
 
 
 def notice_for(state: State, hotkey: Hotkey) -> Notice:

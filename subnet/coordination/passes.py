@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 
-from subnet.coordination import overdue, routing
+from subnet.coordination import dossiers, overdue, routing
 from subnet.coordination.state import LOSSES_KEPT, CheckObject, Effect, MicroBatch, Offer, State
+from subnet.protocol import keys
 from subnet.protocol.ids import Hotkey, ItemId, MicroBatchId, Pass
 from subnet.protocol.messages import Failed, PassDone, PassWork, Source, Verdict
 from subnet.protocol.reasons import Reason
@@ -83,6 +84,8 @@ def accept(state: State, offer: Offer, done: PassDone, at: float) -> Verdict:
     if problem is not None:
         _bar(state, batch, offer)
         return reject(state, done.item, problem[0], problem[1], offer.hotkey)
+    dossiers.answered(state, offer.hotkey, done, credited=True)
+    state.compute_s += min(done.compute_s, at - offer.offered_at)
     routing.note_speed(state.miners[offer.hotkey], work.kind, at - offer.offered_at)
     units = _apply(state, batch, offer, work, done)
     routing.close_offers(state, batch)
@@ -119,6 +122,8 @@ def _apply(state: State, batch: MicroBatch, offer: Offer, work: PassWork, done: 
         stage.contributions[offer.hotkey] = stage.contributions.get(offer.hotkey, 0) + 1
         if work.kind is Pass.LOSS:
             hop.forward_by, hop.forward_epoch, batch.loss = offer.hotkey, stage.epoch, done.loss
+        elif hop.forward_by is not None:
+            state.ledger.settle(stage.epoch, hop.forward_by, offer.hotkey)
     units = _units(state, work.kind, work.stage)
     state.ledger.credit(stage.epoch, offer.hotkey, work.kind, units)
     credited = state.miners[offer.hotkey].credited
@@ -217,6 +222,8 @@ def _undo(state: State, batch: MicroBatch, index: int, kind: Pass, reason: Reaso
     epoch = hop.forward_epoch if kind is Pass.FORWARD else hop.backward_epoch
     assert by is not None
     state.ledger.withdraw(epoch, by, kind, _units(state, kind, index))
+    attempt = keys.parse(key).item.rpartition(".")[2]
+    dossiers.withdrawn(state, by, ItemId(f"{kind.value[0]}{batch.id}.{index}.{attempt}"))
     stage = state.stages[index]
     if kind is Pass.FORWARD:
         hop.boundary, hop.forward_epoch, hop.bound = None, -1, False
@@ -226,6 +233,8 @@ def _undo(state: State, batch: MicroBatch, index: int, kind: Pass, reason: Reaso
             stage.contributions[by] -= 1
         if kind is Pass.LOSS:
             hop.forward_epoch = -1
+        elif hop.forward_by is not None:
+            state.ledger.settle(epoch, hop.forward_by, by, -1)
     state.miners[by].faults += 1
     batch.barred = [by]
     said = f"{key} is bad ({reason.value}): its pass is undone"

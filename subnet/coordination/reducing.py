@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from subnet.coordination import verdicts
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import give, item_id, next_number, open_offers, resume_training, withdraw_all
 from subnet.coordination.state import Effect, RecomputeShard, StageState, State
@@ -88,6 +89,7 @@ def _name_faulty(state: State, stage: StageState, merge: Merge, faulty: Mapping[
             continue
         named += fresh
         state.miners[hotkey].faults += 1
+        verdicts.standing_of(state, hotkey).wrong_shard_at = state.at
         said = f"shards {fresh} of stage {stage.stage} epoch {stage.epoch} were reduced wrongly"
         state.incident(Reason.WRONG_SHARD, said, hotkey)
 
@@ -133,9 +135,7 @@ def ranges_of(merge: Merge, owner: Hotkey) -> dict[int, RangeSource]:
     for shard in own:
         offset, size = compression.byte_range(Values.FP32, start, shard.length, total)
         digest = merge.reports[owner][shard.index]
-        ranges[shard.index] = RangeSource(
-            key=merge.reduced[owner].key, offset=offset, size_bytes=size, digest=digest
-        )
+        ranges[shard.index] = RangeSource(key=merge.reduced[owner].key, offset=offset, size_bytes=size, digest=digest)
         start += shard.length
     return ranges
 

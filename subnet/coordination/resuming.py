@@ -6,7 +6,7 @@ shell was asked for without an answer in the journal is asked again.
 
 from __future__ import annotations
 
-from subnet.coordination import merge_results, phases, reducing
+from subnet.coordination import audits, merge_results, phases, reducing
 from subnet.coordination.state import CheckObject, Effect, Say, State
 from subnet.protocol.ids import Phase
 from subnet.protocol.messages import RunResumed
@@ -17,7 +17,11 @@ def resume(state: State, message: RunResumed, at: float) -> list[Effect]:
     """The orchestrator was away: nobody is blamed for that time, and a larger target lets stages go on."""
     said = "the orchestrator is back: the journal was replayed, miners go on where they were"
     effects: list[Effect] = [Say(said)]
-    state.secret_asked = max(state.secrets, default=-1)
+    # draws wait for a fresh secret: the last one may be public by now
+    state.secret_asked, state.secrets = -1, {}
+    effects += audits.unanswered(state)
+    for audit in state.pay.audits.values():
+        audit.deadline = at + state.spec.audit.replay_deadline_s
     state.target_epochs = message.target_epochs
     for miner in state.miners.values():
         if miner.live:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from subnet.coordination import applying, phases, quorum, reducing
+from subnet.coordination import applying, dossiers, phases, quorum, reducing
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import give, item_id, next_number, open_offers, resume_training, withdraw_all
 from subnet.coordination.state import Effect, Say, StageState, State
@@ -128,6 +128,7 @@ def _drain(state: State, stage: StageState, merge: Merge, at: float) -> list[Eff
             deadline_s=spec.upload_deadline_s,
         )
         effects.append(give(state, stage, miner, work, at))
+    dossiers.asked(state, stage, merge)
     return effects
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from subnet.coordination import dossiers
 from subnet.coordination.state import Deliver, Hop, MicroBatch, Miner, Offer, StageState, State
 from subnet.protocol import keys
 from subnet.protocol.draw import draw_below
@@ -165,6 +166,7 @@ def offer_pass(state: State, batch: MicroBatch, kind: Pass, miner: Miner, at: fl
     batch.attempts += 1
     batch.offers.append(item)
     state.offers[item] = Offer(item=item, hotkey=miner.hotkey, work=work, offered_at=at, deadline=at + allowed_s)
+    dossiers.gave(state, miner.hotkey, work)
     miner.offers.append(item)
     miner.free_slots -= 1
 

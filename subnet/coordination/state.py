@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
+from subnet.coordination.audit_state import Pay
 from subnet.coordination.merge_state import Merge
 from subnet.merging.butterfly import Assignment
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, MicroBatchId, Pass, Phase, Stage
@@ -186,9 +187,15 @@ class State(Struct):
     last_completed_at: float = 0.0
     secrets: dict[int, str] = field(default_factory=dict)
     secret_asked: int = -1
+    """Epoch of the newest secret that was asked for."""
+    secret_due: bool = False
+    """Whether it has not come yet."""
     merge_items: int = 0
     """Pieces of merge work so far: part of their ids, of their objects' keys and of every question to the shell."""
     ledger: Ledger = field(default_factory=Ledger)
+    pay: Pay = field(default_factory=Pay)
+    compute_s: float = 0.0
+    """What miners said their accepted passes took."""
     recent_losses: list[float] = field(default_factory=list)
     epoch_losses: dict[int, list[float]] = field(default_factory=dict)
     """Sum and count of training losses by the last stage's epoch."""
@@ -248,6 +255,12 @@ class RecomputeShard(Struct, frozen=True):
     assignment: Assignment
 
 
+class ReadChain(Struct, frozen=True):
+    """Wait for the first block from now on and journal a ChainSeen that closes the epoch."""
+
+    closes: Epoch
+
+
 class DrawSecret(Struct, frozen=True):
     """Draw the secret of an epoch and journal a SecretDrawn."""
 
@@ -266,4 +279,4 @@ class Say(Struct, frozen=True):
     sentence: str
 
 
-Effect = Deliver | CheckObject | RecomputeShard | DrawSecret | DropEpoch | Say
+Effect = Deliver | CheckObject | RecomputeShard | ReadChain | DrawSecret | DropEpoch | Say

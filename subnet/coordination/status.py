@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from subnet.coordination.notices import finished, notice_for
+from subnet.coordination.settlement import sheet
 from subnet.coordination.state import MergeRecord, StageState, State
 
 MERGES_SHOWN = 20
 INCIDENTS_SHOWN = 20
+VERDICTS = ("passed", "failed", "not_revealed", "unreadable")
 
 
 def status(state: State) -> dict[str, Any]:
@@ -35,6 +37,9 @@ def status(state: State) -> dict[str, Any]:
             {"at": i.at, "reason": i.reason, "sentence": i.sentence, "hotkey": i.hotkey}
             for i in state.incidents[-INCIDENTS_SHOWN:]
         ],
+        "audits": _audits(state),
+        "pay": _pay(state),
+        "chain": {"block": state.pay.chain.block, "owner_uid": state.pay.chain.owner_uid},
         "outcomes": dict(state.outcomes),
         "refusals": dict(state.refusals),
     }
@@ -71,6 +76,55 @@ def _stage(state: State, stage: StageState) -> dict[str, Any]:
         "backward_waiting": len(stage.backward_ready),
         "replicas": replicas,
         "merges": [merge_row(record) for record in stage.merges[-MERGES_SHOWN:]],
+    }
+
+
+def _audits(state: State) -> dict[str, Any]:
+    """Verdicts so far; who is being audited stays untold."""
+    by_hotkey = {
+        hotkey: {
+            "passed": one.passed,
+            "failed": one.failed,
+            "not_revealed": one.not_revealed,
+            "unreadable": one.unreadable,
+            "sentence": one.sentence,
+        }
+        for hotkey, one in sorted(state.pay.standing.items())
+    }
+    totals = {name: sum(int(one[name]) for one in by_hotkey.values()) for name in VERDICTS}
+    return {
+        **totals,
+        "open": len(state.pay.audits),
+        "drawn_epoch": state.pay.drawn,
+        "replayed_passes": state.pay.replayed_passes,
+        "replay_s": round(state.pay.replay_s, 3),
+        "compute_s": round(state.compute_s, 3),
+        "by_hotkey": by_hotkey,
+    }
+
+
+def _pay(state: State) -> dict[str, Any]:
+    """Scores and weights as they follow from the journal now, with the reason of each."""
+    now = sheet(state)
+    slips = {hotkey: now.payslip(hotkey) for hotkey in sorted(set(now.emission.scores) | set(state.miners))}
+    return {
+        "scores": {
+            hotkey: {
+                "uid": slip.uid,
+                "score": slip.score,
+                "weight": slip.weight if slip.score > 0 else 0.0,
+                "gate": slip.gate.product,
+                "reason": slip.reason,
+                "sentence": slip.sentence,
+                "remedy": slip.remedy,
+            }
+            for hotkey, slip in slips.items()
+        },
+        "weights": {str(uid): weight for uid, weight in now.emission.weights.items()},
+        "validators": {
+            hotkey: {"at": report.at, "index": report.index, "block": report.block, "sentence": report.sentence}
+            for hotkey, report in sorted(state.pay.weights.items())
+        },
     }
 
 

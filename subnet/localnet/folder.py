@@ -5,6 +5,7 @@
       participants.json names and hotkeys                registered.json  hotkeys that may join
       prepared.json     what was made of the text        orchestrator.json  address, while it runs
       journal.sqlite    the record of everything         objects/       tensors and token files
+      chain/            the local chain                  subnet.json    where the subnet is on it
       wallets/          keys without passwords           logs/, miners/   one file, one folder per process
 
 Law: mistakes of the operator end here, before any process is started. A run that was opened can always be continued;
@@ -26,10 +27,20 @@ from msgspec import Struct
 from subnet import config, presets
 from subnet.config import LocalnetConfig
 from subnet.errors import ConfigError
+from subnet.localnet.cast import Part, cast
 from subnet.model.split import split
 from subnet.protocol.ids import Hotkey
 
-FIXED_BY_THE_RUN = ("stages", "seed", "text", "preset", "micro_batch_size", "seq_len", "num_microbatches_min")
+FIXED_BY_THE_RUN = (
+    "stages",
+    "seed",
+    "text",
+    "preset",
+    "micro_batch_size",
+    "seq_len",
+    "num_microbatches_min",
+    "audit_rate",
+)
 NOT_KEPT = ("run_dir", "resume", "port")
 
 
@@ -37,7 +48,8 @@ class Participants(Struct, frozen=True, kw_only=True):
     """Who takes part; written by `prepare`."""
 
     orchestrator: Hotkey
-    evaluator: Hotkey
+    validators: dict[str, Hotkey]
+    """By hotkey name in the wallet "validator"; the first has most stake."""
     miners: dict[str, Hotkey]
     """Name of the miner, which is also its hotkey's name in the wallet → address; the late joiner included."""
 
@@ -88,6 +100,18 @@ class RunFolder(NamedTuple):
         return self.root / "objects"
 
     @property
+    def chain(self) -> Path:
+        return self.root / "chain"
+
+    @property
+    def chain_address(self) -> Path:
+        return self.chain / "chain.json"
+
+    @property
+    def subnet(self) -> Path:
+        return self.root / "subnet.json"
+
+    @property
     def wallets(self) -> Path:
         return self.root / "wallets"
 
@@ -101,6 +125,9 @@ class RunFolder(NamedTuple):
 
     def miner(self, name: str) -> Path:
         return self.root / "miners" / name
+
+    def validator(self, name: str) -> Path:
+        return self.root / "validators" / name
 
 
 class Plan(NamedTuple):
@@ -116,8 +143,19 @@ def miner_names(settings: LocalnetConfig) -> list[str]:
     return [f"miner-{number}" for number in range(settings.miners)]
 
 
+def validator_names(settings: LocalnetConfig) -> list[str]:
+    """Validators' hotkey names."""
+    return [f"validator-{number}" for number in range(settings.validators)]
+
+
 def late_miner_name(settings: LocalnetConfig) -> str | None:
     return f"miner-{settings.miners}" if settings.join_after_s else None
+
+
+def parts(settings: LocalnetConfig) -> dict[str, Part]:
+    """What each miner plays, the late joiner included. Raises ConfigError."""
+    late = late_miner_name(settings)
+    return dict(zip([*miner_names(settings), *([late] if late else [])], cast(settings), strict=True))
 
 
 def open_plan(given: Mapping[str, Any], now: float) -> Plan:
@@ -159,6 +197,7 @@ def _check(settings: LocalnetConfig) -> None:
     size = presets.Size(settings.miners, settings.stages, settings.epochs, settings.num_microbatches_min)
     preset = presets.choose(settings.preset, size)
     split(preset.model, preset.boundary, settings.stages, settings.seq_len)
+    parts(settings)
     if settings.text and not Path(settings.text).expanduser().exists():
         raise ConfigError("--text", f"there is no {settings.text}", "name an existing text file or folder")
     if settings.port:

@@ -12,27 +12,25 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import msgspec
+from typing import NoReturn
 
 from subnet import config
-from subnet.errors import ConfigError, SubnetError
+from subnet.chain.subtensor import SubtensorChain
 from subnet.localnet import progress, report
+from subnet.localnet.cast import introductions
+from subnet.localnet.chain_watch import ChainWatch
+from subnet.localnet.crew import Crew, LaunchFailed, failure
 from subnet.localnet.faults import FaultPlan, Kill
-from subnet.localnet.folder import Participants, Plan, TextFacts, free_port, late_miner_name, miner_names
-from subnet.localnet.processes import SOURCES, Child, Processes, ended
+from subnet.localnet.folder import Plan, late_miner_name, miner_names, parts, validator_names
+from subnet.localnet.processes import Child, Processes, ended
 from subnet.runtime import Runtime
 
 POLL_S = 0.5
-START_TIMEOUT_S = 60.0
-"""For the orchestrator to listen."""
+VALIDATORS_GRACE_S = 30.0
+"""For validators to set the last weights once the run is finished."""
 LAST_EVALUATION_TIMEOUT_S = 60.0
 FINISHED_GRACE_S = 5.0
 """For miners to leave by themselves once the run is finished."""
-
-
-class LaunchFailed(SubnetError):
-    """A process that the run cannot do without ended by itself."""
 
 
 class LocalNet:
@@ -53,8 +51,13 @@ class LocalNet:
             self._settings.join_after_s,
             late_miner_name(self._settings),
         )
-        self._orchestrator: Child | None = None
-        self._evaluator: Child | None = None
+        self._parts = parts(self._settings)
+        self._crew = Crew(plan, self._processes, runtime)
+        self._vital: list[Child] = []
+        """Chain and orchestrator: without them there is no run. In the order they are started."""
+        self._validators: list[Child] = []
+        self._chain: ChainWatch | None = None
+        self._chain_task: asyncio.Task[NoReturn] | None = None
         self._names: dict[str, str] = {}
         """Miners' names by hotkey."""
         self._miners: dict[str, Child] = {}
@@ -62,15 +65,14 @@ class LocalNet:
         self._victims: set[int] = set()
         """Process ids that were killed on purpose."""
         self._facts = report.LaunchFacts()
-        self._url = ""
 
     async def run(self) -> int:
         """The exit code. Raises ConfigError and LaunchFailed after everything was stopped."""
         self._catch_signals()
         try:
-            await self._prepare()
             await self._start_everybody()
             await self._watch()
+            await self._settle()
             await self._stop(FINISHED_GRACE_S)
             return await self._report()
         except asyncio.CancelledError:
@@ -83,64 +85,29 @@ class LocalNet:
 
     # ---- starting ----------------------------------------------------------------------------------------------------
 
-    async def _prepare(self) -> None:
+    async def _start_everybody(self) -> None:
         self._line(f"run folder {self._folder.root}" + (", resumed" if self._plan.resumed else ""))
-        child = await self._processes.start("prepare", ["-m", "subnet.localnet.prepare", *self._in_folder()])
-        await ended([child], None)
-        if child.exit_code != 0:
-            raise _failure(child)
-        participants = msgspec.json.decode(self._folder.participants.read_bytes(), type=Participants)
+        participants, facts = await self._crew.prepare()
         self._names = {hotkey: name for name, hotkey in participants.miners.items()}
-        facts = msgspec.json.decode(self._folder.text_facts.read_bytes(), type=TextFacts)
         self._line(
             f"{facts.name}: {facts.num_train_tokens:,} tokens to train on, {facts.num_validation_tokens:,} held out, "
             f"unigram entropy {facts.unigram_entropy:.3f} nats/token"
         )
-
-    async def _start_everybody(self) -> None:
-        self._orchestrator = await self._start_orchestrator()
-        self._line(f"orchestrator at {self._url}; {self._settings.miners} miners start on {self._settings.device}")
+        self._vital.append(await self._crew.start_chain())
+        on_chain = self._crew.on_chain
+        self._line(f"subnet {on_chain.netuid} on the local chain at {on_chain.network}")
+        self._chain = ChainWatch(SubtensorChain(on_chain.network, on_chain.netuid, None, self._runtime), self._runtime)
+        self._chain_task = asyncio.create_task(self._chain.run())
+        self._vital.append(await self._crew.start_orchestrator())
+        self._line(f"orchestrator at {self._crew.url}; {self._settings.miners} miners start on {self._settings.device}")
+        for introduction in introductions(self._parts):
+            self._line(introduction)
         for name in miner_names(self._settings):
             await self._start_miner(name)
-        self._evaluator = await self._processes.start(
-            "evaluator",
-            ["-m", "subnet.validator.evaluator", *self._as_wallet("evaluator", "default"), *self._in_folder()],
-        )
-
-    async def _start_orchestrator(self) -> Child:
-        port = self._settings.port or free_port()
-        self._folder.address.unlink(missing_ok=True)
-        options = ["--host", "127.0.0.1", "--port", str(port), "--epochs", str(self._settings.epochs)]
-        resume = ["--resume"] if self._plan.resumed and self._folder.journal.exists() else []
-        child = await self._processes.start(
-            "orchestrator", ["-m", "subnet.orchestrator", *self._in_folder(), *options, *resume, *self._log_level()]
-        )
-        deadline = self._runtime.now() + START_TIMEOUT_S
-        while not self._folder.address.exists():
-            if child.exit_code is not None:
-                raise _failure(child)
-            if self._runtime.now() > deadline:
-                raise LaunchFailed(f"the orchestrator does not listen after {START_TIMEOUT_S:g}s; see {child.log}")
-            await self._runtime.sleep(POLL_S / 5)
-        self._url = str(msgspec.json.decode(self._folder.address.read_bytes())["url"])
-        return child
+        self._validators = [await self._crew.start_validator(name) for name in validator_names(self._settings)]
 
     async def _start_miner(self, name: str) -> None:
-        program = str(SOURCES / "neurons" / "miner.py")
-        options = ["--device", self._settings.device, "--work-dir", str(self._folder.miner(name)), "--threads", "1"]
-        self._miners[name] = await self._processes.start(
-            name, [program, *self._as_wallet("miners", name), *options, *self._log_level()]
-        )
-
-    def _in_folder(self) -> list[str]:
-        return ["--run-dir", str(self._folder.root)]
-
-    def _as_wallet(self, wallet: str, hotkey: str) -> list[str]:
-        path = str(self._folder.wallets)
-        return ["--orchestrator", self._url, "--wallet", wallet, "--wallet-hotkey", hotkey, "--wallet-path", path]
-
-    def _log_level(self) -> list[str]:
-        return ["--log-level", self._settings.log_level]
+        self._miners[name] = await self._crew.start_miner(name, self._parts[name])
 
     # ---- watching ----------------------------------------------------------------------------------------------------
 
@@ -149,7 +116,7 @@ class LocalNet:
         shown = progress.Progress(self._names)
         finished_at: float | None = None
         while True:
-            status = await progress.fetch(self._url)
+            status = await progress.fetch(self._crew.url)
             if status is not None:
                 self._note(status)
                 for line in shown.lines(status, self._elapsed_s()):
@@ -179,9 +146,9 @@ class LocalNet:
 
     async def _check_children(self, finished: bool) -> None:
         """Children that ended: on purpose, by themselves, or because the run is over."""
-        assert self._orchestrator is not None
-        if self._orchestrator.exit_code is not None:
-            raise _failure(self._orchestrator)
+        for child in self._vital:
+            if child.exit_code is not None:
+                raise failure(child)
         for name, child in list(self._miners.items()):
             if child.exit_code is None:
                 continue
@@ -190,7 +157,10 @@ class LocalNet:
             if not killed and (finished or child.exit_code == 0):
                 continue
             if child.exit_code == 2 and not killed:
-                raise _failure(child)
+                if not self._parts[name].adversary:
+                    raise failure(child)
+                self._line(f"{name} is out: {child.last_line()}")
+                continue
             again = self._faults.ended(name, self._elapsed_s(), child.exit_code, killed=killed)
             if not killed:
                 then = f"starts again in {self._settings.restart_after_s:g}s" if again else "stays away"
@@ -211,18 +181,27 @@ class LocalNet:
                 self._line(f"{action.miner} starts")
 
     def _evaluates(self) -> bool:
-        return self._evaluator is not None and self._evaluator.exit_code is None
+        return any(child.exit_code is None for child in self._validators)
 
     # ---- ending ------------------------------------------------------------------------------------------------------
 
+    async def _settle(self) -> None:
+        """Let the validators set the last weights and leave, and the chain pay by them once."""
+        await ended(self._validators, VALIDATORS_GRACE_S)
+        if self._chain is not None:
+            await self._chain.settle()
+
     async def _stop(self, leave_s: float) -> None:
-        """Miners first, so that their last words are heard; then the orchestrator, which closes the journal."""
-        others = [child for child in self._processes.running() if child is not self._orchestrator]
+        """Miners and validators first, so that their last words are heard; then the orchestrator, then the chain."""
+        others = [child for child in self._processes.running() if child not in self._vital]
         if leave_s:
-            await ended([child for child in others if child is not self._evaluator], leave_s)
+            await ended([child for child in others if child not in self._validators], leave_s)
         await self._processes.stop(others)
-        if self._orchestrator is not None:
-            await self._processes.stop([self._orchestrator])
+        if self._chain_task is not None and self._chain is not None:
+            self._chain_task.cancel()
+            await asyncio.wait([self._chain_task])
+            await self._chain.close()
+        await self._processes.stop(self._vital)
 
     async def _report(self) -> int:
         self._facts.wall_s = round(self._elapsed_s(), 1)
@@ -230,19 +209,11 @@ class LocalNet:
         self._facts.faults = self._faults.records
         path = Path(self._settings.report).expanduser().absolute()
         if self._settings.sample:
-            self._facts.sample = await self._sample()
+            self._facts.sample = await self._crew.sample()
         summary = await report.write(self._plan, self._names, self._facts, path)
         for line in summary:
             self._say(line)
         return 0
-
-    async def _sample(self) -> str:
-        options = ["--prompt", self._settings.sample, "--device", self._settings.device]
-        child = await self._processes.start("sample", ["-m", "subnet.localnet.sample", *self._in_folder(), *options])
-        await ended([child], None)
-        if child.exit_code != 0:
-            raise _failure(child)
-        return self._folder.sample.read_text(encoding="utf-8")
 
     def _catch_signals(self) -> None:
         """The first Ctrl-C stops in order; a second one kills at once."""
@@ -268,16 +239,6 @@ class LocalNet:
     def _line(self, text: str) -> None:
         minutes, seconds = divmod(int(self._elapsed_s()), 60)
         self._say(f"{minutes:3d}:{seconds:02d}  {text}")
-
-
-def _failure(child: Child) -> SubnetError:
-    """What a child that ended says to the operator: its own line when it was the operator's mistake."""
-    said = child.last_line()
-    if child.exit_code == 2 and said.startswith("error: ") and said.count(": ") >= 2 and "; " in said:
-        field, _, rest = said.removeprefix("error: ").partition(": ")
-        problem, _, remedy = rest.partition("; ")
-        return ConfigError(field, problem, remedy)
-    return LaunchFailed(f"{child.name} ended by itself with code {child.exit_code} ({said}); see {child.log}")
 
 
 def launch(plan: Plan, runtime: Runtime) -> int:

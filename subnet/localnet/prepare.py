@@ -25,7 +25,7 @@ from subnet.config import Config, LocalnetConfig
 from subnet.data import prepare as text
 from subnet.errors import ConfigError
 from subnet.localnet import wallets
-from subnet.localnet.folder import Participants, RunFolder, TextFacts, late_miner_name, miner_names
+from subnet.localnet.folder import Participants, RunFolder, TextFacts, late_miner_name, miner_names, validator_names
 from subnet.merging import compression
 from subnet.model.initial import initial_parameters
 from subnet.protocol import keys
@@ -60,7 +60,7 @@ def prepare(folder: RunFolder, settings: LocalnetConfig, runtime: Runtime) -> No
     finally:
         store.close()
     opened = RunOpened(
-        spec=spec, starts=starts, evaluators=(participants.evaluator,), target_epochs=settings.epochs
+        spec=spec, starts=starts, evaluators=tuple(participants.validators.values()), target_epochs=settings.epochs
     )
     _write_whole(folder.opening, msgspec.json.encode(opened))
 
@@ -71,7 +71,7 @@ def make_participants(folder: RunFolder, settings: LocalnetConfig) -> Participan
     names = miner_names(settings) + ([late] if late else [])
     participants = Participants(
         orchestrator=wallets.ensure(folder.wallets, "orchestrator", ["default"])["default"],
-        evaluator=wallets.ensure(folder.wallets, "evaluator", ["default"])["default"],
+        validators=wallets.ensure(folder.wallets, "validator", validator_names(settings)),
         miners=wallets.ensure(folder.wallets, "miners", names),
     )
     _write_whole(folder.participants, msgspec.json.encode(participants))
@@ -102,12 +102,14 @@ async def _put_data(folder: RunFolder, settings: LocalnetConfig, store: ObjectSt
         micro_batch_size=settings.micro_batch_size,
         seq_len=settings.seq_len,
     )
+    audit = preset.audit
+    if settings.audit_rate >= 0:
+        audit = msgspec.structs.replace(audit, rate=settings.audit_rate)
     # a short text gives a smaller vocabulary than the preset asks for
     model = msgspec.structs.replace(preset.model, vocab_size=prepared.vocab_size)
     _write_whole(folder.text_facts, msgspec.json.encode(facts))
-    return presets.run_spec(
-        preset._replace(model=model), run_id=run_id, seed=settings.seed, num_stages=settings.stages, data=data
-    )
+    preset = preset._replace(model=model, audit=audit)
+    return presets.run_spec(preset, run_id=run_id, seed=settings.seed, num_stages=settings.stages, data=data)
 
 
 async def put_starts(spec: RunSpec, store: ObjectStore) -> tuple[StageStart, ...]:

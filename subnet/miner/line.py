@@ -15,7 +15,6 @@ from typing import NamedTuple
 from loguru import logger
 
 from subnet.errors import PeerFault, Unavailable
-from subnet.miner.backoff import backoff_s
 from subnet.miner.desk import Call, Desk, Taken
 from subnet.miner.receipts import ReceiptBook
 from subnet.protocol.ids import Digest, Epoch, Stage
@@ -23,6 +22,7 @@ from subnet.protocol.messages import ExchangeReply, Message, Notice, Refusal, Re
 from subnet.protocol.reasons import REMEDY, Reason
 from subnet.protocol.run_spec import RunSpec
 from subnet.runtime import Runtime
+from subnet.transport.backoff import backoff_s
 from subnet.transport.base import ControlClient
 
 ANSWER_MARGIN_S = 10.0

@@ -43,6 +43,7 @@ async def reduce(
     spec: RunSpec,
     runtime: Runtime,
     timeout_s: float = READ_TIMEOUT_S,
+    reduction: type[ShardReduction] = ShardReduction,
 ) -> tuple[bytes, ReduceDone]:
     """The object to put at `work.output`, and the result to report once it is there.
 
@@ -54,7 +55,7 @@ async def reduce(
         raise PeerFault(Reason.MALFORMED, f"the target does not fit {length} reduced values", work.output.key)
     values, count = spec.merge.upload_values, spec.stages[work.stage].num_params
     reader = _Reader(objects, parallel, timeout_s)
-    job = ShardReduction(work.manifest, work.shards, values, count)
+    job = reduction(work.manifest, work.shards, values, count)
     for piece in job.pieces:
         reads = job.reads(piece)
         bodies = await _all([reader.get(r.entry.source.url, r.entry.source.key, r.offset, r.size_bytes) for r in reads])

@@ -16,21 +16,23 @@ from loguru import logger
 
 from subnet import __version__
 from subnet.errors import PeerFault
-from subnet.miner.backoff import backoff_s
+from subnet.merging.shards import ShardReduction
 from subnet.miner.desk import SLOTS_MAX, Desk, Taken
 from subnet.miner.line import Ending, Line, Membership
 from subnet.miner.pipeline import Pipeline
 from subnet.miner.receipts import RECEIPTS_FILE, ReceiptBook
 from subnet.miner.replica import Replica
-from subnet.miner.trainer import Trainer
-from subnet.miner.transfer import Expired, Transfer
+from subnet.miner.snapshots import FolderSnapshots
 from subnet.miner.turn import LOADING, Turn
+from subnet.model.trainer import Trainer
 from subnet.protocol.ids import Epoch, ItemId, Stage
 from subnet.protocol.messages import Join, Joined, Refusal, Result
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import DataFile, RunSpec
 from subnet.runtime import Runtime
+from subnet.transport.backoff import backoff_s
 from subnet.transport.base import ControlClient, ObjectClient
+from subnet.transport.transfer import Expired, Transfer
 
 JOIN_TIMEOUT_S = 30.0
 LOAD_DEADLINE_S = 3600.0
@@ -58,6 +60,7 @@ class Miner:
         work_dir: Path,
         device: str = "cpu",
         slots: int | None = None,
+        reduction: type[ShardReduction] = ShardReduction,
     ) -> None:
         self._runtime, self._trainer_factory = runtime, trainer_factory
         self._work_dir, self._device, self._slots = work_dir, device, slots
@@ -65,7 +68,7 @@ class Miner:
         self._desk = Desk(session=runtime.random_bytes(8).hex())
         self._receipts = ReceiptBook(work_dir / RECEIPTS_FILE)
         self._transfer = Transfer(objects, runtime)
-        self._pipeline = Pipeline(runtime, objects, self._turn, self._hand_in, self._give_up)
+        self._pipeline = Pipeline(runtime, objects, self._turn, self._hand_in, self._give_up, reduction)
         self._line = Line(control, runtime, self._desk, self._receipts, self._take, self._epoch)
         self._loader: asyncio.Task[None] | None = None
         self._load_failures = 0
@@ -172,7 +175,9 @@ class Miner:
         self._line.changed()
 
     def _build(self, joined: Joined) -> Replica:
-        return Replica(joined.spec, joined.stage, self._trainer_factory(joined.spec, joined.stage))
+        trainer = self._trainer_factory(joined.spec, joined.stage)
+        snapshots = FolderSnapshots(self._work_dir / "snapshots", joined.spec.run_id)
+        return Replica(joined.spec, joined.stage, trainer, snapshots)
 
     # ---- between line, desk and pipeline -----------------------------------------------------------------------------
 

@@ -17,11 +17,11 @@ from typing import TypeVar, assert_never
 from loguru import logger
 
 from subnet.errors import InvariantViolation, PeerFault
+from subnet.merging.shards import ShardReduction
 from subnet.miner import merger
 from subnet.miner.replica import Replica
-from subnet.miner.transfer import ABOUT_THE_GRANT, Expired, Transfer
 from subnet.miner.turn import BACKWARD, FORWARD, MERGE, Turn
-from subnet.protocol.ids import ItemId, Pass
+from subnet.protocol.ids import Digest, ItemId, Pass
 from subnet.protocol.messages import (
     ApplyDone,
     ApplyWork,
@@ -30,6 +30,8 @@ from subnet.protocol.messages import (
     PassWork,
     ReduceWork,
     Result,
+    RevealDone,
+    RevealWork,
     Source,
     SyncDone,
     SyncWork,
@@ -41,6 +43,7 @@ from subnet.protocol.messages import (
 from subnet.protocol.reasons import Reason
 from subnet.runtime import Runtime
 from subnet.transport.base import ObjectClient
+from subnet.transport.transfer import ABOUT_THE_GRANT, Expired, Transfer, digest_of
 
 T = TypeVar("T")
 
@@ -69,8 +72,9 @@ class Pipeline:
         turn: Turn,
         hand_in: Callable[[Result], None],
         give_up: Callable[[ItemId], None],
+        reduction: type[ShardReduction] = ShardReduction,
     ) -> None:
-        self._runtime, self._objects, self._turn = runtime, objects, turn
+        self._runtime, self._objects, self._turn, self._reduction = runtime, objects, turn, reduction
         self._transfer = Transfer(objects, runtime)
         self._hand_in, self._give_up = hand_in, give_up
         self._entries: dict[ItemId, _Entry] = {}
@@ -135,6 +139,8 @@ class Pipeline:
                 return await self._apply(work, entry)
             case SyncWork() as work:
                 return await self._sync(work, entry)
+            case RevealWork() as work:
+                return await self._reveal(work, entry)
             case _ as never:
                 assert_never(never)
 
@@ -169,10 +175,18 @@ class Pipeline:
     async def _upload(self, work: UploadWork, entry: _Entry) -> UploadDone:
         async with self._turn.hold(MERGE):
             replica = self._mine(work)
-            upload, _ = await self._compute(entry, lambda: replica.close_epoch(work.epoch))
+            (upload, told), _ = await self._compute(entry, lambda: (replica.close_epoch(work.epoch), replica.told()))
         await self._store(work.output, upload.data)
-        chunks = tuple(upload.chunk_digests)
-        return UploadDone(item=work.item, digest=upload.digest, norm=upload.norm, chunk_digests=chunks)
+        return UploadDone(
+            item=work.item,
+            digest=upload.digest,
+            norm=upload.norm,
+            chunk_digests=tuple(upload.chunk_digests),
+            log=told.log,
+            commitments=told.commitments,
+            applied_at=told.applied_at,
+            loaded=told.loaded,
+        )
 
     async def _reduce(self, work: ReduceWork, entry: _Entry) -> Result:
         async with self._turn.hold(MERGE):  # only to know the replica: numpy work waits for no turn
@@ -180,7 +194,9 @@ class Pipeline:
         data, done = await self._transfer.patiently(
             work.item,
             entry.deadline,
-            lambda: merger.reduce(work, self._objects, PARALLEL_READS, spec=spec, runtime=self._runtime),
+            lambda: merger.reduce(
+                work, self._objects, PARALLEL_READS, spec=spec, runtime=self._runtime, reduction=self._reduction
+            ),
         )
         await self._store(work.output, data)
         return done
@@ -193,7 +209,7 @@ class Pipeline:
         )
         async with self._turn.hold(MERGE):
             replica = self._mine(work)
-            anchor, _ = await self._compute(entry, lambda: replica.apply_merge(work.epoch, merged))
+            anchor, _ = await self._compute(entry, lambda: replica.apply_merge(work.epoch, merged, work.counted))
         for target, data in (work.publish_parameters, anchor.parameters), (work.publish_momentum, anchor.momentum):
             if target is not None:
                 await self._store(target, data)
@@ -208,6 +224,24 @@ class Pipeline:
             replica = self._mine(work)
             await self._compute(entry, lambda: replica.load(work.epoch, anchor, encoded))
         return SyncDone(item=work.item, parameters_digest=work.parameters.digest)
+
+    async def _reveal(self, work: RevealWork, entry: _Entry) -> Result:
+        """Show committed states part by part: a part is as large as the parameters, all at once would be four times."""
+        if self.replica is None:
+            raise PeerFault(Reason.NOT_REVEALED, "nothing is loaded yet")
+        snapshots = self.replica.snapshots  # whatever the stage is now
+        shown: list[tuple[Digest, ...]] = []
+        for digest, targets in (work.start_digest, work.start), (work.end_digest, work.end):
+            parts: tuple[bytes, ...] | None = ()
+            if targets:
+                parts = await self._runtime.run_blocking(partial(snapshots.parts, digest))
+            if parts is None:
+                said = f"state {digest[:12]} is not here any more"
+                return Failed(item=work.item, reason=Reason.NOT_REVEALED, sentence=said)
+            for target, part in zip(targets, parts, strict=True):
+                await self._store(target, part)
+            shown.append(tuple(digest_of(part) for part in parts))
+        return RevealDone(item=work.item, start=shown[0], end=shown[1])
 
     # ---- shared ------------------------------------------------------------------------------------------------------
 
@@ -260,7 +294,7 @@ def _inputs(work: Work) -> set[str]:
             return {part.source.key for part in work.shards if part.source is not None}
         case SyncWork():
             return {work.parameters.key, work.momentum.key}
-        case UploadWork():
+        case UploadWork() | RevealWork():
             return set()
         case _ as never:
             assert_never(never)

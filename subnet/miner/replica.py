@@ -15,13 +15,15 @@ import numpy as np
 
 from subnet.errors import InvariantViolation, PeerFault
 from subnet.merging.compression import decode
-from subnet.miner.outer import Anchor, Upload
-from subnet.miner.trainer import Trainer
-from subnet.miner.transfer import digest_of
+from subnet.miner.snapshots import Snapshots
+from subnet.miner.worklog import Told, WorkLog
+from subnet.model.outer import Anchor, Upload
+from subnet.model.trainer import Trainer
 from subnet.protocol.ids import Digest, Epoch, MicroBatchId, Pass, Stage, Values
 from subnet.protocol.messages import PassWork, Source
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
+from subnet.transport.transfer import digest_of
 
 
 class Computed(NamedTuple):
@@ -36,8 +38,10 @@ class Computed(NamedTuple):
 class Replica:
     """A Trainer with a place in the run: what it computes fits the work it is given."""
 
-    def __init__(self, spec: RunSpec, stage: Stage, trainer: Trainer) -> None:
+    def __init__(self, spec: RunSpec, stage: Stage, trainer: Trainer, snapshots: Snapshots) -> None:
         self.spec, self.stage = spec, stage
+        self.snapshots = snapshots
+        self._worklog = WorkLog(snapshots, spec.audit.segment_steps) if spec.audit.rate else None
         self.spec_digest = spec.digest()
         self.epoch = Epoch(-1)
         """The epoch whose start parameters training goes on from; -1 before the first `load`."""
@@ -61,6 +65,7 @@ class Replica:
     def run_pass(self, work: PassWork, stage_input: bytes | None, gradient: bytes | None) -> Computed:
         """One pass through the stage."""
         self._forget_unwanted()
+        before = self._trainer.param_version
         try:
             loss, output = self._run(work, stage_input, gradient)
         except PeerFault as fault:
@@ -68,6 +73,10 @@ class Replica:
             inputs = {"stage_input": work.stage_input, "gradient": work.gradient}
             source = inputs.get(fault.evidence)
             raise PeerFault(fault.code, fault.sentence, source.key if source else "") from fault
+        if self._worklog is not None:
+            stepped = self._trainer.param_version != before
+            if self._worklog.ran(work.item, self._trainer.pass_version, stepped):
+                self._worklog.commit(self.epoch, self._trainer.training_state())
         if loss is not None and not math.isfinite(loss):
             raise PeerFault(Reason.NOT_FINITE, f"the loss of micro-batch {work.micro_batch} is {loss}")
         if (output is None) != (work.output is None):
@@ -92,16 +101,30 @@ class Replica:
         self._forget_unwanted()
         self._check_epoch(epoch)
         self._merged = None  # the stage has turned since: nobody asks for it any more
-        return self._trainer.close_epoch()
+        upload = self._trainer.close_epoch()
+        if self._worklog is not None:
+            self._worklog.uploaded(epoch, self._trainer.training_state())
+        return upload
 
-    def apply_merge(self, epoch: Epoch, merged: Sequence[tuple[int, int, np.ndarray | None]]) -> Anchor:
+    def told(self) -> Told:
+        """The work log up to the latest upload; empty when the run has no audits."""
+        return Told((), (), None, True) if self._worklog is None else self._worklog.told()
+
+    def apply_merge(
+        self, epoch: Epoch, merged: Sequence[tuple[int, int, np.ndarray | None]], counted: bool = True
+    ) -> Anchor:
         """The outer step that ends `epoch`; where it is done already, its result once more."""
         self._forget_unwanted()
         if self._merged is not None and epoch == self.epoch - 1:
             return self._merged
         self._check_epoch(epoch)
-        self._merged = self._trainer.apply_merge(merged)
+        self._merged = self._trainer.apply_merge(merged, counted)
         self.epoch = Epoch(epoch + 1)
+        if self._worklog is not None:
+            if self._worklog.has_uploaded and counted:
+                self._worklog.applied()
+            else:
+                self._worklog.began(self._trainer.training_state())
         return self._merged
 
     def load(self, epoch: Epoch, anchor: tuple[Source, Source], encoded: tuple[bytes, bytes]) -> None:
@@ -114,6 +137,8 @@ class Replica:
             except PeerFault as fault:
                 raise PeerFault(fault.code, fault.sentence, source.key) from fault
         self._trainer.load(epoch, *vectors)
+        if self._worklog is not None:
+            self._worklog.began(self._trainer.training_state())
         self._unwanted.clear()
         self.epoch, self._merged = epoch, None
 

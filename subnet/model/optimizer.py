@@ -51,6 +51,16 @@ class FlatAdamW:
         self._square_P.zero_()
         self.steps = 0
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """m and v as they are, not copies."""
+        return self._mean_P, self._square_P
+
+    def restore(self, mean_P: Tensor, square_P: Tensor, steps: int) -> None:
+        """Go on from moments of before."""
+        self._mean_P.copy_(mean_P)
+        self._square_P.copy_(square_P)
+        self.steps = steps
+
     @torch.no_grad()
     def step(self, parameters_P: Tensor, gradient_P: Tensor, lr: float, out_P: Tensor) -> None:
         """Write the next parameters to `out_P`, which must not share memory with `parameters_P`."""

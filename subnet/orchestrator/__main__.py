@@ -17,6 +17,7 @@ import msgspec
 from loguru import logger
 
 from subnet import config, telemetry
+from subnet.chain.subtensor import SubtensorChain
 from subnet.config import OrchestratorConfig
 from subnet.errors import ConfigError
 from subnet.orchestrator import registrations
@@ -62,7 +63,10 @@ async def host(settings: OrchestratorConfig, keypair: Keypair, runtime: Runtime)
             raise ConfigError("--run-dir", "its journal already holds a run", "continue it with --resume")
         store = FileObjectStore(folder / "objects", "", runtime.random_bytes(GRANT_SECRET_BYTES), runtime.now)
         registered = folder / "registered.json"
-        service = Service(journal, store, runtime, Hotkey(keypair.ss58_address), state)
+        chain = SubtensorChain(settings.network, settings.netuid, keypair, runtime) if settings.network else None
+        if chain is not None:
+            await chain.check()
+        service = Service(journal, store, runtime, Hotkey(keypair.ss58_address), state, chain=chain)
         server = ControlServer(service, store, keypair, runtime.now)
 
         async def begin() -> None:
@@ -71,8 +75,12 @@ async def host(settings: OrchestratorConfig, keypair: Keypair, runtime: Runtime)
                 await service.open(msgspec.structs.replace(opened, target_epochs=target))
             else:
                 await service.submit(RunResumed(target_epochs=settings.epochs or state.target_epochs))
-            await registrations.update(registered, service)
-            group.create_task(registrations.watch(registered, service, runtime))
+            if chain is not None:
+                await registrations.update_from_chain(chain, service)
+                group.create_task(registrations.watch_chain(chain, service, runtime))
+            else:
+                await registrations.update(registered, service)
+                group.create_task(registrations.watch(registered, service, runtime))
             port = await server.start(settings.host, settings.port)
             store.base_url = f"http://{settings.host}:{port}"
             announce(folder, store.base_url, keypair.ss58_address)
@@ -85,6 +93,8 @@ async def host(settings: OrchestratorConfig, keypair: Keypair, runtime: Runtime)
         finally:
             await server.stop()
             store.close()
+            if chain is not None:
+                await chain.close()
     finally:
         await journal.close()
 

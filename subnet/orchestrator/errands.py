@@ -11,24 +11,28 @@ from typing import TypeVar, assert_never
 
 from loguru import logger
 
-from subnet.coordination.state import CheckObject, DrawSecret, DropEpoch, RecomputeShard
-from subnet.errors import Unavailable
+from subnet.chain.base import Chain
+from subnet.coordination.state import CheckObject, DrawSecret, DropEpoch, ReadChain, RecomputeShard
+from subnet.errors import InvariantViolation, Unavailable
 from subnet.orchestrator import inspection
 from subnet.protocol import keys
-from subnet.protocol.messages import OwnRecord, SecretDrawn
+from subnet.protocol.ids import Epoch
+from subnet.protocol.messages import ChainSeen, OwnRecord, SecretDrawn
 from subnet.protocol.run_spec import RunSpec
 from subnet.runtime import Runtime
 from subnet.storage.base import ObjectStore
 
-Errand = CheckObject | RecomputeShard | DrawSecret | DropEpoch
+Errand = CheckObject | RecomputeShard | ReadChain | DrawSecret | DropEpoch
 SECRET_BYTES = 32
-STORE_RETRY_S = 2.0
-"""Between two tries of a store that is away."""
+RETRY_S = 2.0
+"""Between two tries of a store or a chain that is away."""
 
 T = TypeVar("T")
 
 
-async def carry_out(errand: Errand, spec: RunSpec, store: ObjectStore, runtime: Runtime) -> OwnRecord | None:
+async def carry_out(
+    errand: Errand, spec: RunSpec, store: ObjectStore, chain: Chain | None, runtime: Runtime
+) -> OwnRecord | None:
     """The record that says what came of it."""
     match errand:
         case DrawSecret():
@@ -37,6 +41,10 @@ async def carry_out(errand: Errand, spec: RunSpec, store: ObjectStore, runtime: 
             return await _patiently(lambda: inspection.check(spec, store, errand, runtime), runtime)
         case RecomputeShard():
             return await _patiently(lambda: inspection.recompute(spec, store, errand, runtime), runtime)
+        case ReadChain():
+            if chain is None:
+                raise InvariantViolation("this run has audits, and no chain whose blocks could draw them")
+            return await _patiently(lambda: read_chain(chain, errand.closes), runtime)
         case DropEpoch():
             prefix = keys.epoch_prefix(spec.run_id, errand.epoch)
             dropped = await _patiently(lambda: store.delete_prefix(prefix), runtime)
@@ -46,10 +54,24 @@ async def carry_out(errand: Errand, spec: RunSpec, store: ObjectStore, runtime: 
             assert_never(never)
 
 
+async def read_chain(chain: Chain, closes: Epoch | None) -> ChainSeen:
+    """What the chain says; to draw an epoch's audits, at the first block that nobody could know when it closed."""
+    newest = await chain.wait_for_block(0)
+    block = newest if closes is None else await chain.wait_for_block(newest.number + 1)
+    subnet = await chain.subnet()
+    return ChainSeen(
+        block=block.number,
+        block_hash=block.hash,
+        owner_uid=subnet.owner_uid,
+        neurons=tuple(sorted(subnet.neurons, key=lambda neuron: neuron.uid)),
+        closes=closes,
+    )
+
+
 async def _patiently(attempt: Callable[[], Awaitable[T]], runtime: Runtime) -> T:
     while True:
         try:
             return await attempt()
         except Unavailable as error:
-            logger.warning("the store does not answer, trying again: {}", error)
-            await runtime.sleep(STORE_RETRY_S)
+            logger.warning("no answer, trying again: {}", error)
+            await runtime.sleep(RETRY_S)

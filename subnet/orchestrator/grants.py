@@ -12,6 +12,8 @@ import msgspec
 
 from subnet.protocol.messages import (
     ApplyWork,
+    AuditWork,
+    EvaluateWork,
     ExchangeReply,
     Joined,
     PassWork,
@@ -19,6 +21,8 @@ from subnet.protocol.messages import (
     Receipt,
     ReduceWork,
     Reply,
+    RevealWork,
+    Reviewed,
     Source,
     SyncWork,
     Target,
@@ -49,6 +53,14 @@ def granted(reply: Reply, receipt: Receipt, store: ObjectStore, now: float) -> R
     elif isinstance(reply, ExchangeReply):
         work = tuple(Granter(store, now + one.deadline_s + MARGIN_S).work(one) for one in reply.work)
         reply = replace(reply, work=work)
+    elif isinstance(reply, Reviewed):
+        granter = Granter(store, now + JOIN_S)
+        reply = replace(
+            reply,
+            audits=tuple(granter.audit(audit) for audit in reply.audits),
+            evaluate=None if reply.evaluate is None else granter.evaluation(reply.evaluate),
+            data=granter.sources(reply.data),
+        )
     return replace(reply, receipt=receipt)
 
 
@@ -61,6 +73,34 @@ class Granter:
     def source(self, source: Source) -> Source:
         return replace(source, url=self._store.grant_get(source.key, self._expires_at))
 
+    def sources(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        return tuple(self.source(source) for source in sources)
+
+    def evaluation(self, work: EvaluateWork) -> EvaluateWork:
+        return replace(work, parameters=self.sources(work.parameters))
+
+    def audit(self, work: AuditWork) -> AuditWork:
+        """Every input and output of a segment, to read; nothing to write."""
+        return replace(
+            work,
+            anchor=self.source(work.anchor),
+            start=self.sources(work.start),
+            end=self.sources(work.end),
+            upload=self._maybe_source(work.upload),
+            passes=tuple(
+                replace(
+                    one,
+                    work=replace(
+                        one.work,
+                        stage_input=self._maybe_source(one.work.stage_input),
+                        gradient=self._maybe_source(one.work.gradient),
+                    ),
+                    output=self._maybe_source(one.output),
+                )
+                for one in work.passes
+            ),
+        )
+
     def _maybe_source(self, source: Source | None) -> Source | None:
         return None if source is None else self.source(source)
 
@@ -70,7 +110,10 @@ class Granter:
     def _target(self, target: Target | None) -> Target | None:
         if target is None:
             return None
-        return replace(target, url=self._store.grant_put(target.key, target.size_bytes, self._expires_at))
+        return replace(target, url=self._put(target))
+
+    def _put(self, target: Target) -> str:
+        return self._store.grant_put(target.key, target.size_bytes, self._expires_at)
 
     def work(self, work: Work) -> Work:
         """Every reference in a piece of work, with its URL."""
@@ -94,5 +137,9 @@ class Granter:
                     publish_parameters=self._target(work.publish_parameters),
                     publish_momentum=self._target(work.publish_momentum),
                 )
+            case RevealWork():
+                targets = (work.start, work.end)
+                start, end = (tuple(replace(t, url=self._put(t)) for t in group) for group in targets)
+                return replace(work, start=start, end=end)
             case SyncWork():
                 return replace(work, parameters=self.source(work.parameters), momentum=self.source(work.momentum))

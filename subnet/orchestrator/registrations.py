@@ -1,7 +1,7 @@
-"""Who may join, as a file tells it: a JSON list of hotkeys, read again when it changes.
+"""Who may join, as the chain tells it, or without one a file: a JSON list of hotkeys, read again when it changes.
 
-Law: the machine learns of registrations only through a journaled Registered record. On a chain, the same record is
-made from the metagraph.
+Law: the machine learns of registrations only through a journaled record, ChainSeen or Registered. A chain that is away
+changes nothing: training goes on with whom it knows.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from typing import NoReturn
 import msgspec
 from loguru import logger
 
-from subnet.errors import ConfigError
+from subnet.chain.base import Chain
+from subnet.errors import ConfigError, Unavailable
+from subnet.orchestrator.errands import read_chain
 from subnet.orchestrator.service import Service
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import Registered
 from subnet.runtime import Runtime
 
 LOOK_EVERY_S = 2.0
+STAKE_MOVED = 0.05
+"""A stake is told again when it moved by this share: it only weighs verdicts."""
 
 
 async def update(path: Path, service: Service) -> None:
@@ -29,6 +33,27 @@ async def update(path: Path, service: Service) -> None:
         raise ConfigError("--run-dir", f"{path}: {error}", "it must hold a JSON list of hotkeys") from None
     if set(hotkeys) != service.state.registered:
         await service.submit(Registered(hotkeys=hotkeys))
+
+
+async def update_from_chain(chain: Chain, service: Service) -> None:
+    """Submit what the chain says when uids, permits or stakes differ from what the run knows. Raises Unavailable."""
+    seen = await read_chain(chain, None)
+    known, stakes = service.state.pay.chain, {n.hotkey: n.stake for n in seen.neurons}
+    same_uids = known.uids == {n.hotkey: n.uid for n in seen.neurons}
+    same_permits = known.permits == [n.hotkey for n in seen.neurons if n.permit]
+    moved = any(abs(stake - known.stake.get(h, 0.0)) > STAKE_MOVED * max(1.0, stake) for h, stake in stakes.items())
+    if not same_uids or not same_permits or moved:
+        await service.submit(seen)
+
+
+async def watch_chain(chain: Chain, service: Service, runtime: Runtime) -> NoReturn:
+    """Look again and again."""
+    while True:
+        await runtime.sleep(LOOK_EVERY_S)
+        try:
+            await update_from_chain(chain, service)
+        except Unavailable as error:
+            logger.warning("registrations stay as they are: {}", error)
 
 
 async def watch(path: Path, service: Service, runtime: Runtime) -> NoReturn:

@@ -15,12 +15,14 @@ from typing import NamedTuple, NoReturn
 import msgspec
 from loguru import logger
 
+from subnet.chain.base import Chain
 from subnet.coordination import machine
 from subnet.coordination.notices import finished
 from subnet.coordination.state import Deliver, Effect, Say, State
 from subnet.coordination.status import status
 from subnet.errors import InvariantViolation, Unavailable
 from subnet.orchestrator import errands, grants
+from subnet.orchestrator.publication import Publication, live_secret
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import (
     Envelope,
@@ -90,9 +92,10 @@ class Service:
         hotkey: Hotkey,
         state: State | None = None,
         on_said: Callable[[str], None] | None = None,
+        chain: Chain | None = None,
     ) -> None:
         self._journal, self._store, self._runtime, self._hotkey = journal, store, runtime, hotkey
-        self._state = state
+        self._state, self._chain = state, chain
         self._queue: asyncio.Queue[_Pending] = asyncio.Queue(QUEUE_MAX)
         self._writing: list[_Pending] = []
         self._ended = False
@@ -101,6 +104,7 @@ class Service:
         self._group: asyncio.TaskGroup | None = None
         self._status: tuple[int, bytes] = (-1, b"")
         self._last: JournalRecord | None = None
+        self._publication = Publication()
         self._said = on_said or (lambda line: logger.info("{}", line))
 
     @property
@@ -116,6 +120,9 @@ class Service:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                if self._state is not None:
+                    state = self._state
+                    await self._publication.restore(self._journal, live_secret(state), finished(state))
                 group.create_task(self._write())
                 await begin()
                 await self._tick()
@@ -165,6 +172,7 @@ class Service:
             for pending, envelope, record in zip(batch, envelopes, records, strict=True):
                 self._last = record
                 decision = self._decide(envelope)
+                self._publication.note(record, envelope.message, live_secret(self.state), finished(self.state))
                 if not pending.done.done():
                     pending.done.set_result((decision, record))
             if self._state is not None and finished(self._state):
@@ -208,7 +216,7 @@ class Service:
                 self._group.create_task(self._errand(effect))
 
     async def _errand(self, errand: errands.Errand) -> None:
-        record = await errands.carry_out(errand, self.state.spec, self._store, self._runtime)
+        record = await errands.carry_out(errand, self.state.spec, self._store, self._chain, self._runtime)
         if record is not None:
             await self.submit(record)
 
@@ -267,6 +275,10 @@ class Service:
         self._refusals[refused.reason] = msgspec.structs.replace(before or refused, times=times)
         remedy = REMEDY[refused.reason]
         return Refusal(notice=Notice(reason=refused.reason, sentence=refused.sentence, remedy=remedy))
+
+    async def journal(self, start: int, limit: int) -> bytes:
+        """A page of the public journal."""
+        return msgspec.json.encode(await self._publication.page(self._journal, start, limit))
 
     def status(self) -> bytes:
         """The public view, made anew when the journal has grown."""

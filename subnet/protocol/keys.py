@@ -31,6 +31,8 @@ class Kind(StrEnum):
     """the stage's flat parameters at an epoch's start, the anchor."""
     MOMENTUM = "momentum"
     """the outer optimizer's momentum that goes with them."""
+    SNAPSHOT = "snapshot"
+    """a replica's whole training state at one commitment, revealed for an audit."""
     DATA = "data"
     """a file all parties share: token shards, the tokenizer."""
 

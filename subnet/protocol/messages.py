@@ -132,6 +132,8 @@ class ApplyWork(Struct, frozen=True, kw_only=True, tag="apply"):
     epoch: Epoch
     """The epoch that ends; its successor starts with the result."""
     shards: tuple[MergedShard, ...]
+    counted: bool
+    """Whether the miner's own upload is in the merge; where it is not, it starts the next epoch at the result."""
     publish_parameters: Target | None
     publish_momentum: Target | None
     deadline_s: float
@@ -149,7 +151,28 @@ class SyncWork(Struct, frozen=True, kw_only=True, tag="sync"):
     deadline_s: float
 
 
-Work = PassWork | UploadWork | ReduceWork | ApplyWork | SyncWork
+class RevealWork(Struct, frozen=True, kw_only=True, tag="reveal"):
+    """Show the training state at the ends of a drawn segment: the states that were committed, byte for byte."""
+
+    item: ItemId
+    stage: Stage
+    epoch: Epoch
+    segment: int
+    """Commitment number `segment` opens it, the next one closes it."""
+    start_digest: Hex64
+    end_digest: Hex64
+    start: tuple[Target, ...]
+    """One for each of STATE_PARTS; empty where everybody knows the state: parameters loaded at the epoch's start."""
+    end: tuple[Target, ...]
+    """Empty for the last segment: the uploaded pseudo-gradient shows its end."""
+    deadline_s: float
+
+
+STATE_PARTS = ("parameters", "older", "mean", "square")
+"""A training state: local parameters now and one version before, AdamW's two moments; each fp32 [P] as an object."""
+
+
+Work = PassWork | UploadWork | ReduceWork | ApplyWork | SyncWork | RevealWork
 
 # ---- results: what a miner brings back -------------------------------------------------------------------------------
 
@@ -165,12 +188,42 @@ class PassDone(Struct, frozen=True, kw_only=True, tag="pass"):
     compute_s: Annotated[float, Meta(ge=0)]
 
 
+class Logged(Struct, frozen=True, array_like=True):
+    """One pass in a miner's own order, whether or not its result counted."""
+
+    item: ItemId
+    version: Annotated[int, Meta(ge=0)]
+    """The local parameter version it ran on: the one of the moment, or the one before."""
+
+
+class Commitment(Struct, frozen=True, array_like=True):
+    """A training state that a miner can show: every s inner steps, at the epoch's start and at its upload."""
+
+    position: Annotated[int, Meta(ge=0)]
+    """Passes of the log that came before it."""
+    version: Annotated[int, Meta(ge=0)]
+    step: Annotated[int, Meta(ge=0)]
+    """Inner steps since the epoch's start."""
+    optimizer_steps: Annotated[int, Meta(ge=0)]
+    """Inner steps since the optimizer was reset."""
+    digest: Hex64
+    """`scoring.audit.state_digest` of these numbers and the state's parts."""
+
+
 class UploadDone(Struct, frozen=True, kw_only=True, tag="upload"):
     item: ItemId
     digest: Hex64
     norm: Annotated[float, Meta(ge=0)]
     """L2 norm of the pseudo-gradient as sent."""
     chunk_digests: Annotated[tuple[Hex64, ...], Meta(max_length=65_536)]
+    log: Annotated[tuple[Logged, ...], Meta(max_length=65_536)] = ()
+    """Every pass since the upload or load before, in the order it was computed."""
+    commitments: Annotated[tuple[Commitment, ...], Meta(max_length=4096)] = ()
+    """The first opens the epoch, the last is the state that was uploaded."""
+    applied_at: Annotated[int, Meta(ge=0)] | None = None
+    """Passes of the log that came before the last merge was applied; None when none was since the log began."""
+    loaded: bool = False
+    """Whether the log begins with parameters that were loaded (everybody knows them), not with a merge applied."""
 
 
 class ReduceDone(Struct, frozen=True, kw_only=True, tag="reduce"):
@@ -201,7 +254,14 @@ class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
     object_key: Name | None = None
 
 
-Result = PassDone | UploadDone | ReduceDone | ApplyDone | SyncDone | Failed
+class RevealDone(Struct, frozen=True, kw_only=True, tag="reveal"):
+    item: ItemId
+    start: Annotated[tuple[Hex64, ...], Meta(max_length=4)]
+    """Digests of the parts, in their order."""
+    end: Annotated[tuple[Hex64, ...], Meta(max_length=4)]
+
+
+Result = PassDone | UploadDone | ReduceDone | ApplyDone | SyncDone | RevealDone | Failed
 
 # ---- requests --------------------------------------------------------------------------------------------------------
 
@@ -234,7 +294,59 @@ class Evaluated(Struct, frozen=True, kw_only=True, tag="evaluated"):
     """Digest of each stage's parameters that were evaluated."""
 
 
-Message = Join | Exchange | Evaluated
+class AuditFigures(Struct, frozen=True, kw_only=True):
+    """What a replay found, worst over the segment. `scoring.audit.judge` alone decides what it means."""
+
+    outputs: Annotated[int, Meta(ge=0)]
+    """Boundaries, gradients and losses that were compared."""
+    quantiser_steps: float = 0.0
+    cosine_min: float = 1.0
+    cosine_p01: float = 1.0
+    relative_l2: float = 0.0
+    loss: float = 0.0
+    state: float = 0.0
+    worst_item: ItemId = ItemId("")
+    """The pass whose output was furthest off."""
+
+
+class AuditDone(Struct, frozen=True, kw_only=True):
+    """A validator's finding on one audit."""
+
+    item: ItemId
+    figures: AuditFigures | None
+    """None when it could not be replayed; then `reason` says whose fault that is."""
+    reason: Reason
+    """OK with figures; BAD_OBJECT or BAD_DIGEST: the miner showed other bytes than it committed, or sent nothing
+    replayable; UNREADABLE: an input is gone, which is nobody's fault."""
+    sentence: ShortText
+    compute_s: Annotated[float, Meta(ge=0)]
+
+
+class Review(Struct, frozen=True, kw_only=True, tag="review"):
+    """A validator's exchange: findings in, audits out; also its heartbeat."""
+
+    free: Annotated[int, Meta(ge=0, le=16)]
+    """Audits it would take on now."""
+    found: Annotated[tuple[AuditDone, ...], Meta(max_length=64)]
+    with_data: bool = False
+    """Whether the reply shall name the RunSpec's files."""
+
+
+class WeightsSet(Struct, frozen=True, kw_only=True, tag="weights-set"):
+    """A validator says which weights it has given the chain, and what they follow from."""
+
+    index: Annotated[int, Meta(ge=0)]
+    """The journal record after which they were computed."""
+    head: Hex64
+    """The journal's head there."""
+    weights: Annotated[tuple[tuple[int, float], ...], Meta(max_length=4096)]
+    """(uid, weight), as `scoring.emission` gives them."""
+    block: int
+    """Where the chain took them; 0: it did not."""
+    sentence: ShortText
+
+
+Message = Join | Exchange | Evaluated | Review | WeightsSet
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -298,6 +410,63 @@ class ExchangeReply(Struct, frozen=True, kw_only=True, tag="exchanged"):
     receipt: Receipt | None = None
 
 
+class AuditPass(Struct, frozen=True, kw_only=True):
+    """One pass of a segment: what was given, and what the miner said came of it."""
+
+    work: PassWork
+    """As it was given out; its target is where the miner's output lies."""
+    version: int
+    """From the miner's log."""
+    output: Source | None
+    """What the miner stored; None where the pass had no output, or its result never arrived: then nothing is compared,
+    but the replay still needs the pass."""
+    loss: float | None
+
+
+class AuditWork(Struct, frozen=True, kw_only=True):
+    """Replay one segment of one miner's epoch (ALGORITHMS 5)."""
+
+    item: ItemId
+    hotkey: Hotkey
+    """Whose work it is."""
+    stage: Stage
+    epoch: Epoch
+    segment: int
+    begins: Commitment
+    ends: Commitment
+    anchor: Source
+    """The stage's parameters at the epoch's start."""
+    loaded: bool
+    """Whether the segment begins at the anchor itself, with a fresh optimizer; then `start` is empty."""
+    applies_after: int | None
+    """After how many of `passes` the miner went over to the anchor; None: not in this segment."""
+    start: tuple[Source, ...]
+    end: tuple[Source, ...]
+    upload: Source | None
+    """The pseudo-gradient, for the last segment."""
+    passes: tuple[AuditPass, ...]
+    deadline_s: float
+
+
+class EvaluateWork(Struct, frozen=True, kw_only=True):
+    """Measure the merged model on the held-out text."""
+
+    epoch: Epoch
+    parameters: tuple[Source, ...]
+
+
+class Reviewed(Struct, frozen=True, kw_only=True, tag="reviewed"):
+    audits: tuple[AuditWork, ...]
+    """Given to this validator and not answered yet."""
+    evaluate: EvaluateWork | None
+    data: tuple[Source, ...]
+    """Tokenizer, training and validation files, when asked for."""
+    notice: Notice
+    finished: bool = False
+    """The run is over and every audit of it settled."""
+    receipt: Receipt | None = None
+
+
 class Noted(Struct, frozen=True, kw_only=True, tag="noted"):
     notice: Notice
     receipt: Receipt | None = None
@@ -310,7 +479,7 @@ class Refusal(Struct, frozen=True, kw_only=True, tag="refused"):
     receipt: Receipt | None = None
 
 
-Reply = Joined | ExchangeReply | Noted | Refusal
+Reply = Joined | ExchangeReply | Reviewed | Noted | Refusal
 
 # ---- the orchestrator's own records ----------------------------------------------------------------------------------
 
@@ -341,6 +510,29 @@ class Registered(Struct, frozen=True, kw_only=True, tag="registered"):
     """The full set of hotkeys that may join, as read from the chain."""
 
     hotkeys: tuple[Hotkey, ...]
+
+
+class Neuron(Struct, frozen=True, kw_only=True):
+    """One uid of the subnet, as the chain shows it."""
+
+    uid: int
+    hotkey: Hotkey
+    stake: float
+    """Total stake behind the hotkey, in alpha."""
+    permit: bool
+    """Whether it may validate."""
+
+
+class ChainSeen(Struct, frozen=True, kw_only=True, tag="chain-seen"):
+    """What the chain says: who has which uid, and a block hash that nobody could know before."""
+
+    block: int
+    block_hash: Hex64
+    owner_uid: int
+    """Where burnt weight goes."""
+    neurons: tuple[Neuron, ...]
+    closes: Epoch | None = None
+    """The block is the first one after every stage had closed this epoch: its hash draws that epoch's audits."""
 
 
 class SecretDrawn(Struct, frozen=True, kw_only=True, tag="secret-drawn"):
@@ -381,7 +573,9 @@ class Refused(Struct, frozen=True, kw_only=True, tag="refused"):
     times: int = 1
 
 
-OwnRecord = RunOpened | RunResumed | Registered | SecretDrawn | Tick | ShardRecomputed | ObjectChecked | Refused
+OwnRecord = (
+    RunOpened | RunResumed | Registered | ChainSeen | SecretDrawn | Tick | ShardRecomputed | ObjectChecked | Refused
+)
 
 
 class Envelope(Struct, frozen=True, kw_only=True):
@@ -390,4 +584,4 @@ class Envelope(Struct, frozen=True, kw_only=True):
     sender: Hotkey
     at: float
     """Unix time in seconds; never decreases along the journal."""
-    message: Join | Exchange | Evaluated | OwnRecord
+    message: Message | OwnRecord

@@ -51,6 +51,17 @@ class Reason(StrEnum):
     NOT_ALLOWED = "not-allowed"
     # removed
     SILENT = "silent"
+    # pay
+    AUDIT_FAILED = "audit-failed"
+    AUDIT_PENDING = "audit-pending"
+    AUDIT_PASSED = "audit-passed"
+    NOT_REVEALED = "not-revealed"
+    SKIPPED_MERGE = "skipped-merge"
+    UNREADABLE = "unreadable"
+    NO_UID = "no-uid"
+    NO_COUNTED_WORK = "no-counted-work"
+    EXPIRED = "expired"
+    PAID = "paid"
 
 
 REMEDY: dict[Reason, str] = {
@@ -87,5 +98,15 @@ REMEDY: dict[Reason, str] = {
     Reason.OLD_SESSION: "a newer process runs with this hotkey; stop one of them",
     Reason.RATE_LIMITED: "slow down; the limit is in the reply",
     Reason.NOT_ALLOWED: "only hotkeys named in the run may send this",
+    Reason.AUDIT_FAILED: "run the published code unmodified on sound hardware; pay starts again when the forfeit ends",
+    Reason.AUDIT_PENDING: "wait: credit counts once the audits of its epoch are settled",
+    Reason.AUDIT_PASSED: "nothing to do",
+    Reason.NOT_REVEALED: "keep the states of the last epochs on disk and show them when asked; stay online",
+    Reason.SKIPPED_MERGE: "upload when the stage merges; check bandwidth and the upload deadline",
+    Reason.UNREADABLE: "none needed: an object of the audit was gone, which is nobody's fault",
+    Reason.NO_UID: "register the hotkey on the subnet: btcli subnet register",
+    Reason.NO_COUNTED_WORK: "wait until an epoch with your work has closed and its audits are settled",
+    Reason.EXPIRED: "go on working: credit older than the score window pays no more",
+    Reason.PAID: "nothing to do",
     Reason.SILENT: "keep the exchange open: heartbeats stopped; join again to continue with your credit",
 }

@@ -155,6 +155,52 @@ class RoutingSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Synchronous mode: k micro-batches are opened together, the next k when all of them came back."""
 
 
+class Tolerances(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How far an honest replay may be from what a miner sent; `python -m subnet.calibrate` measures them.
+
+    A cosine is taken per token over the K values of one token (ALGORITHMS 5): one cosine over a whole tensor would let
+    a miner skip 19 % of its tokens.
+    """
+
+    quantiser_steps: float = 2.0
+    """int8 only: largest |q - q'| over all values, in steps of the quantiser; stochastic rounding may cost one."""
+    cosine_min: float = 0.98
+    """Lowest per-token cosine; only where values are not int8."""
+    cosine_p01: float = 0.999
+    """1 % quantile of the per-token cosines; only where values are not int8."""
+    relative_l2: float = 0.02
+    """||a - a'|| / ||a'|| of one output; only where values are not int8."""
+    loss: float = 0.01
+    """|loss - loss'| in nats."""
+    state: float = 0.05
+    """||end - end'|| / ||end' - start|| of the parameters over one segment."""
+
+
+class AuditSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Replays of miners' work by validators (DESIGN 7, ALGORITHMS 5)."""
+
+    rate: Fraction
+    """Share of a settled miner's epochs that are audited; 0 switches audits off."""
+    settled_epochs: Positive
+    """N_scores: a miner with n unexpired epochs is audited with probability min(1, rate x settled_epochs / n)."""
+    segment_steps: Positive
+    """s, inner steps between two committed states."""
+    reveal_deadline_s: Seconds = 60.0
+    """For a miner to show the states at both ends of a drawn segment."""
+    replay_deadline_s: Seconds = 120.0
+    """For a validator to replay it; then another one is asked."""
+    tolerances: Tolerances = Tolerances()
+
+
+class ScoreSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """From accepted work to on-chain weights (ALGORITHMS 6)."""
+
+    gamma_s: Annotated[float, Meta(gt=0)]
+    """γ: work counts for so long after its epoch ended, then not at all."""
+    burn_fraction: Fraction = 0.0
+    """Share of the weight that goes to the owner's uid."""
+
+
 class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole agreement of one run."""
 
@@ -170,6 +216,8 @@ class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     inner: InnerSpec
     merge: MergeSpec
     routing: RoutingSpec
+    audit: AuditSpec
+    score: ScoreSpec
 
     @property
     def num_stages(self) -> int:

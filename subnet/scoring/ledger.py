@@ -4,7 +4,8 @@ Law: credit comes from results the orchestrator accepted, never from what a mine
 
     work units = (stage FLOPs / mean stage FLOPs) x share,   forward 1/3, backward 2/3, loss pass 1
 
-so no stage pays better than another (DESIGN 5.8, ALGORITHMS 6).
+so no stage pays better than another (DESIGN 5.8, ALGORITHMS 6). Who takes a forward owes its backward: `completion` is
+the share of the owed ones that a miner did itself, of those that anybody did.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ class Credit(Struct):
     forwards: int = 0
     backwards: int = 0
     losses: int = 0
+    due: int = 0
+    """Forwards of this miner whose micro-batch's backward was done in the stage, by anyone."""
+    returned: int = 0
+    """Those whose backward it did itself."""
+
+    @property
+    def completion(self) -> float:
+        """Backwards returned / backwards due; 1 when none was due."""
+        return min(1.0, max(0, self.returned) / self.due) if self.due > 0 else 1.0
 
     def count(self, kind: Pass, times: int, units: float) -> None:
         match kind:
@@ -54,6 +64,12 @@ class Ledger(Struct):
     def withdraw(self, epoch: int, hotkey: Hotkey, kind: Pass, units: float) -> None:
         """Take one pass back: its output turned out to be bad."""
         self.epochs[epoch][hotkey].count(kind, -1, -units)
+
+    def settle(self, epoch: int, forward_by: Hotkey, backward_by: Hotkey, times: int = 1) -> None:
+        """Book an accepted backward with the miner that owed it; `times` -1 takes it back (same epoch, same two)."""
+        owed = self.epochs.setdefault(epoch, {}).setdefault(forward_by, Credit())
+        owed.due += times
+        owed.returned += times * (forward_by == backward_by)
 
     def total(self, hotkey: Hotkey) -> float:
         """All work units of one miner."""

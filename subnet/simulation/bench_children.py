@@ -29,9 +29,7 @@ class BenchFailed(SubnetError):
 async def run_child(name: str, arguments: Sequence[str], threads: int, say: Callable[[str], None]) -> None:
     """`python <arguments>` to its end. Raises BenchFailed with its last lines when it fails."""
     count = str(threads)
-    environment = config.child_environment(
-        OMP_NUM_THREADS=count, MKL_NUM_THREADS=count, TOKENIZERS_PARALLELISM="false"
-    )
+    environment = config.child_environment(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count, TOKENIZERS_PARALLELISM="false")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,

@@ -209,9 +209,7 @@ def with_boundary(spec: RunSpec, boundary: BoundarySpec, num_stages: int) -> Run
 
 def uncut(spec: RunSpec) -> RunSpec:
     """The whole model as one stage: no bottleneck, no quantiser, no token table."""
-    whole = msgspec.structs.replace(
-        spec.boundary, width=spec.model.d_model, values=Values.FP32, token_table=False
-    )
+    whole = msgspec.structs.replace(spec.boundary, width=spec.model.d_model, values=Values.FP32, token_table=False)
     return with_boundary(spec, whole, 1)
 
 

@@ -43,7 +43,6 @@ LARGE = (2048, 128, (1, 800), 64)
 """D, ratio, (B, T), tokens per scale: the 128x configuration of ALGORITHMS 1."""
 
 
-
 class Plan(NamedTuple):
     """How much is measured."""
 
@@ -138,9 +137,7 @@ class Measuring:
             unigram_entropy=run.report["unigram_entropy"],
         )
 
-    async def _losses(
-        self, references: Mapping[str, RunSpec], prepared: text.Prepared, count: int
-    ) -> dict[str, float]:
+    async def _losses(self, references: Mapping[str, RunSpec], prepared: text.Prepared, count: int) -> dict[str, float]:
         """Held-out losses, all measured at once. Raises BenchFailed."""
         try:
             async with asyncio.TaskGroup() as group:

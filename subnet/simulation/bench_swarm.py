@@ -43,9 +43,7 @@ class SwarmRun(NamedTuple):
         return self.fold.state.spec
 
 
-async def run_swarm(
-    preset: str, work: Path, options: Mapping[str, str], say: Callable[[str], None]
-) -> SwarmRun:
+async def run_swarm(preset: str, work: Path, options: Mapping[str, str], say: Callable[[str], None]) -> SwarmRun:
     """`python -m subnet.localnet` into `work`. Raises BenchFailed."""
     folder, report = RunFolder(work / "run"), work / "report.json"
     places = ["--run-dir", str(folder.root), "--report", str(report)]

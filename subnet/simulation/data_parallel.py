@@ -38,8 +38,11 @@ def train_data_parallel(
     """
     per_step = spec.inner.micro_batches_per_step
     if per_step % num_processes:
-        raise ConfigError("inner.micro_batches_per_step", f"{per_step} are not divisible among {num_processes}",
-                          "choose a multiple of the number of processes")
+        raise ConfigError(
+            "inner.micro_batches_per_step",
+            f"{per_step} are not divisible among {num_processes}",
+            "choose a multiple of the number of processes",
+        )
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         answers = context.SimpleQueue()

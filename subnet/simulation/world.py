@@ -10,113 +10,46 @@ a wrapper around a miner's lines to the outside, a kill and a start, or an orche
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import msgspec
 import numpy as np
 
+from subnet.chain.memory import MemoryChain, MemoryLedger
 from subnet.coordination import machine
 from subnet.coordination.notices import finished
 from subnet.coordination.state import State
 from subnet.data import token_shards
 from subnet.data.sampling import Batches
-from subnet.errors import PeerFault, Unavailable
 from subnet.merging import compression
-from subnet.miner.line import Ending
+from subnet.merging.shards import ShardReduction
 from subnet.miner.miner import Miner, data_path
-from subnet.miner.receipts import RECEIPTS_FILE, credited, load_receipts
-from subnet.miner.trainer import Trainer
+from subnet.model.trainer import Trainer
 from subnet.orchestrator.service import Service, read_state
 from subnet.protocol import messages as m
-from subnet.protocol.ids import Hotkey, ItemId, Stage, Values
-from subnet.protocol.reasons import Reason
+from subnet.protocol.ids import Hotkey, Stage, Values
 from subnet.protocol.run_spec import RunSpec
-from subnet.runtime import LoopRuntime
 from subnet.simulation.opening import open_run
+from subnet.simulation.outside import Door, PacedRuntime, Participant, WatchedJournal
 from subnet.storage.base import JournalRecord
-from subnet.storage.memory import MemoryJournal, MemoryObjectStore
+from subnet.storage.memory import MemoryObjectStore
 from subnet.transport.base import ControlClient, ObjectClient
-from subnet.transport.memory import MemoryControlClient, MemoryObjectClient
+from subnet.transport.memory import MemoryControlClient, MemoryJournalReader, MemoryObjectClient
+from subnet.validator.follower import Follower
+from subnet.validator.validator import Validator
+from subnet.validator.weight_setter import WeightSetter
 
 ORCHESTRATOR = Hotkey("orchestrator")
+VALIDATOR = Hotkey("validator")
+"""May audit and evaluate from the start; others need a permit of the chain."""
+BLOCK_S = 1.0
+TEMPO_BLOCKS = 20
+EVALUATED_TOKENS = 512
 
-T = TypeVar("T")
-_encode = msgspec.json.encode
-_decode_request = msgspec.json.Decoder(m.Request).decode
-_reply_decoder: msgspec.json.Decoder[m.Reply] = msgspec.json.Decoder(m.Reply)
 _decode_envelope = msgspec.json.Decoder(m.Envelope).decode
-
-
-class PacedRuntime(LoopRuntime):
-    """Blocking work takes loop time, and one participant's never overlaps with itself."""
-
-    def __init__(self, seed: str, compute_s: float = 0.0) -> None:
-        super().__init__(seed.encode())
-        self.compute_s = compute_s
-        self._worker = asyncio.Lock()
-
-    async def run_blocking(self, work: Callable[[], T]) -> T:
-        async with self._worker:
-            await asyncio.sleep(self.compute_s)
-            return work()
-
-
-class Door:
-    """Where miners knock, whichever orchestrator is behind it now: a `ControlHandler`."""
-
-    def __init__(self) -> None:
-        self.service: Service | None = None
-
-    def _open(self) -> Service:
-        if self.service is None:
-            raise Unavailable("no orchestrator listens")
-        return self.service
-
-    async def handle(self, sender: Hotkey, request: m.Request) -> m.Reply:
-        service = self._open()
-        try:
-            request = _decode_request(_encode(request))
-        except msgspec.ValidationError as error:
-            raise PeerFault(Reason.MALFORMED, str(error)) from None
-        return _reply_decoder.decode(_encode(await service.handle(sender, request)))
-
-    async def refuse(self, refused: m.Refused) -> m.Reply:
-        return await self._open().refuse(refused)
-
-    def status(self) -> bytes:
-        return self._open().status()
-
-
-class WatchedJournal(MemoryJournal):
-    """Tells when it has grown: the state is its fold, so nothing else changes it."""
-
-    def __init__(self, records: list[JournalRecord], grown: asyncio.Event) -> None:
-        super().__init__(records)
-        self._grown = grown
-
-    async def append(self, bodies: Sequence[bytes]) -> list[JournalRecord]:
-        new = await super().append(bodies)
-        self._grown.set()
-        return new
-
-
-class Participant:
-    """One hotkey's machine: its folder outlives the miner's process, which `task` is."""
-
-    def __init__(self, hotkey: Hotkey, folder: Path) -> None:
-        self.hotkey, self.folder = hotkey, folder
-        self.starts = 0
-        self.task: asyncio.Task[Ending] | None = None
-        self.trainer: Trainer | None = None
-        """Of the process that runs now, or ran last."""
-
-    @property
-    def credited(self) -> dict[ItemId, float]:
-        """Work units by item, as the miner's own receipts say."""
-        return credited(load_receipts(self.folder / RECEIPTS_FILE))
 
 
 class World:
@@ -135,12 +68,21 @@ class World:
         self._service: Service | None = None
         self._group = asyncio.TaskGroup()
         self._grown = asyncio.Event()
+        self.validators: dict[Hotkey, Validator] = {}
         self.store = MemoryObjectStore(self._runtime("store").now)
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> World:
         await self._group.__aenter__()
+        self.ledger = MemoryLedger(
+            ORCHESTRATOR,
+            random_bytes=self._runtime("chain").random_bytes,
+            now=self._runtime("blocks").now,
+            block_s=BLOCK_S,
+            tempo=TEMPO_BLOCKS,
+            weights_rate_limit=1,
+        )
         await self.start_orchestrator()
         return self
 
@@ -160,13 +102,17 @@ class World:
         self._hosts += 1
         journal, runtime = WatchedJournal(self.records, self._grown), self._runtime(f"orchestrator {self._hosts}")
         state = await read_state(journal)
-        service = Service(journal, self.store, runtime, ORCHESTRATOR, state, self.said.append)
+        chain = MemoryChain(self.ledger, ORCHESTRATOR)
+        service = Service(journal, self.store, runtime, ORCHESTRATOR, state, self.said.append, chain)
         begun = asyncio.Event()
 
         async def begin() -> None:
             if state is None:
                 target = self._target_epochs
-                await service.open(await open_run(self.spec, self._text, self.store, target_epochs=target))
+                opening = await open_run(
+                    self.spec, self._text, self.store, target_epochs=target, evaluators=(VALIDATOR,)
+                )
+                await service.open(opening)
             else:
                 await service.submit(m.RunResumed(target_epochs=state.target_epochs))
             begun.set()
@@ -188,21 +134,24 @@ class World:
         compute_s: float = 0.05,
         control: Callable[[ControlClient], ControlClient] = lambda client: client,
         objects: Callable[[ObjectClient], ObjectClient] = lambda client: client,
+        trainer: type[Trainer] = Trainer,
+        reduction: type[ShardReduction] = ShardReduction,
     ) -> Participant:
         """Start a miner's process, registering its hotkey first where it is new; `control` and `objects` wrap its
-        lines to the outside."""
+        lines to the outside, `trainer` and `reduction` are what it computes with."""
         hotkey = Hotkey(name)
         miner = self.miners.setdefault(hotkey, Participant(hotkey, self._folder / name))
         assert miner.task is None or miner.task.done(), f"{name} runs already"
         if hotkey not in self.state.registered:
             assert self._service is not None
+            self.ledger.register(hotkey)
             await self._service.submit(m.Registered(hotkeys=tuple(self.miners)))
         miner.starts += 1
 
         def build(spec: RunSpec, stage: Stage) -> Trainer:
             tokens_N = token_shards.open_file(data_path(miner.folder, spec.data.train[0]), spec.model.vocab_size)
             batches = Batches(tokens_N, spec.seed, spec.data.micro_batch_size, spec.data.seq_len)
-            miner.trainer = Trainer(spec, stage, "cpu", batches)
+            miner.trainer = trainer(spec, stage, "cpu", batches)
             return miner.trainer
 
         role = Miner(
@@ -210,10 +159,29 @@ class World:
             objects=objects(MemoryObjectClient(self.store)),
             runtime=self._runtime(f"{name} {miner.starts}", compute_s),
             trainer_factory=build,
+            reduction=reduction,
             work_dir=miner.folder,
         )
         miner.task = self._group.create_task(role.run(), name=name)
         return miner
+
+    def start_validator(self, name: str = VALIDATOR, *, stake: float = 1000.0) -> Validator:
+        """Start a validator; one that the run was not opened with waits for its permit."""
+        hotkey = Hotkey(name)
+        if hotkey not in self.validators:
+            self.ledger.register(hotkey)
+            self.ledger.add_stake(hotkey, stake)
+        self.validators[hotkey] = role = Validator(
+            control=MemoryControlClient(self.door, hotkey, self.spec.run_id),
+            objects=MemoryObjectClient(self.store),
+            follower=Follower(MemoryJournalReader(self.door)),
+            weights=WeightSetter(MemoryChain(self.ledger, hotkey)),
+            runtime=self._runtime(f"validator {name}", 0.05),
+            work_dir=self._folder / name,
+            tokens_max=EVALUATED_TOKENS,
+        )
+        self._group.create_task(role.run(), name=name)
+        return role
 
     def kill(self, name: str) -> None:
         """End a miner's process without a word; its folder stays."""

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from subnet.protocol.ids import Digest, Hotkey
 from subnet.protocol.messages import Message, Refused, Reply, Request
+from subnet.protocol.public import PublicPage
 
 
 class ControlClient(Protocol):
@@ -21,6 +22,19 @@ class ControlClient(Protocol):
 
         Raises Unavailable when there was none (the same message may be sent again: results are idempotent), and
         PeerFault when the reply is not signed by the orchestrator or does not fit the protocol.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class JournalReader(Protocol):
+    """Reads the public journal, wherever it is kept. What it says is the other side's word: see who verifies it."""
+
+    async def read(self, start: int, limit: int, timeout_s: float) -> PublicPage:
+        """Up to `limit` records (at most `public.PAGE_RECORDS_MAX`) from index `start` on.
+
+        Raises Unavailable when it is away or asks for patience, PeerFault when the answer is not a page.
         """
         ...
 
@@ -55,6 +69,10 @@ class ControlHandler(Protocol):
 
     def status(self) -> bytes:
         """The public view as JSON."""
+        ...
+
+    async def journal(self, start: int, limit: int) -> bytes:
+        """A `public.PublicPage` as JSON, of bounded size. Raises Unavailable when the journal is away."""
         ...
 
 

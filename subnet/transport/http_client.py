@@ -21,6 +21,7 @@ from aiohttp import hdrs
 from subnet.errors import ConfigError, PeerFault, Unavailable
 from subnet.protocol.ids import Digest, Hotkey, RunId
 from subnet.protocol.messages import Message, Refusal, Reply, Request
+from subnet.protocol.public import PublicPage
 from subnet.protocol.reasons import Reason
 from subnet.runtime import Runtime
 from subnet.transport.signing import SIGNATURE_HEADER, Keypair, RequestSigner
@@ -28,6 +29,7 @@ from subnet.transport.signing import SIGNATURE_HEADER, Keypair, RequestSigner
 T = TypeVar("T")
 _CONTROL_PATH = "/v1/control"
 _STATUS_PATH = "/v1/status"
+_JOURNAL_PATH = "/v1/journal"
 _MIB = 1 << 20
 REPLY_BYTES_MAX = 32 * _MIB
 """A merge's work names the chunk digests of every replica: megabytes for large stages."""
@@ -46,6 +48,7 @@ _NOT_JSON = (msgspec.MsgspecError, UnicodeError, RecursionError)
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
 _decode_refusal = msgspec.json.Decoder(Refusal).decode
+_decode_page = msgspec.json.Decoder(PublicPage).decode
 
 
 class HttpSession:
@@ -77,7 +80,20 @@ class HttpSession:
         return self._session
 
 
-class HttpControlClient:
+class _Client:
+    """A user of the pool, until it is closed."""
+
+    def __init__(self, session: HttpSession) -> None:
+        self._session: HttpSession | None = session
+        session.retain()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.release()
+
+
+class HttpControlClient(_Client):
     """One hotkey's signed line to the orchestrator at `url`, for one run."""
 
     def __init__(
@@ -90,12 +106,11 @@ class HttpControlClient:
         runtime: Runtime,
         reply_bytes_max: int = REPLY_BYTES_MAX,
     ) -> None:
+        super().__init__(session)
         self.run_id = run_id
         self._url = url.rstrip("/") + _CONTROL_PATH
         self._signer = RequestSigner(keypair, orchestrator, runtime.now)
         self._reply_bytes_max = reply_bytes_max
-        self._session: HttpSession | None = session
-        session.retain()
 
     async def call(self, message: Message, spec_digest: Digest | None, timeout_s: float) -> Reply:
         if self._session is None:
@@ -115,19 +130,34 @@ class HttpControlClient:
         except _NOT_JSON as error:
             raise PeerFault(Reason.MALFORMED, f"the reply does not fit the protocol: {error}") from None
 
-    async def close(self) -> None:
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.release()
+
+class HttpJournalReader(_Client):
+    """The public journal of the orchestrator at `url`; nothing about it is signed but what receipts say."""
+
+    def __init__(self, session: HttpSession, url: str) -> None:
+        super().__init__(session)
+        self._url = url.rstrip("/") + _JOURNAL_PATH
+
+    async def read(self, start: int, limit: int, timeout_s: float) -> PublicPage:
+        if self._session is None:
+            raise Unavailable("the journal reader is closed")
+        url = f"{self._url}?start={start}&limit={limit}"
+        async with _answer_within(timeout_s), self._session.open().get(url, allow_redirects=False) as response:
+            data = await _read_bounded(response, REPLY_BYTES_MAX)
+        if response.status == 429 or response.status >= 500:
+            raise Unavailable(f"{self._url} answered {response.status}")
+        try:
+            return _decode_page(data)
+        except _NOT_JSON as error:
+            raise PeerFault(Reason.MALFORMED, f"{url} gave {response.status} and no page: {error}", url) from None
 
 
-class HttpObjectClient:
+class HttpObjectClient(_Client):
     """Moves objects by granted URL: those of the orchestrator's file store and presigned S3 ones alike."""
 
     def __init__(self, session: HttpSession, runtime: Runtime) -> None:
+        super().__init__(session)
         self._runtime = runtime
-        self._session: HttpSession | None = session
-        session.retain()
 
     async def get(self, url: str, offset: int, size_bytes: int, timeout_s: float) -> bytes:
         pieces: list[bytes] = []
@@ -140,11 +170,6 @@ class HttpObjectClient:
     async def put(self, url: str, data: bytes, timeout_s: float) -> None:
         async with _answer_within(timeout_s):
             await self._retried(partial(self._put_once, url, data))
-
-    async def close(self) -> None:
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.release()
 
     async def _get_piece(self, url: str, offset: int, length: int) -> bytes:
         headers = {hdrs.RANGE: f"bytes={offset}-{offset + length - 1}"} if length else {}

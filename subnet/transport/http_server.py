@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from aiohttp import hdrs, web
 
 from subnet.errors import ConfigError, InvariantViolation, PeerFault, Unavailable
 from subnet.protocol.messages import Notice, Refusal, Refused, Reply, Request
+from subnet.protocol.public import PAGE_RECORDS_MAX
 from subnet.protocol.reasons import REMEDY, Reason
 from subnet.transport.base import ControlHandler, ObjectEndpoint
 from subnet.transport.http_objects import ObjectRoutes
@@ -29,6 +31,7 @@ from subnet.transport.signing import Caller, Keypair, RequestVerifier, claim
 
 CONTROL_PATH = "/v1/control"
 STATUS_PATH = "/v1/status"
+JOURNAL_PATH = "/v1/journal"
 OBJECTS_PATH = "/objects/"
 _HTTP_STATUS = {
     Reason.UNSIGNED: 401,
@@ -47,6 +50,9 @@ _STOP_WAIT_S = 0.5
 _SILENT = logging.Logger("http-server", logging.CRITICAL + 1)
 """aiohttp would print a traceback for every scanner's bytes that are not HTTP."""
 _SENTENCE_MAX = 300
+_PAGES_AT_ONCE = 8
+"""Pages of the journal in memory at once, over all callers."""
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,15}")
 _encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(Request).decode
 _Route = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
@@ -72,9 +78,11 @@ class ControlServer:
         self._hotkeys = TokenBuckets(limits.hotkey_rate_per_s, limits.hotkey_burst, limits.table_entries_max)
         self._addresses = TokenBuckets(limits.address_rate_per_s, limits.address_burst, limits.table_entries_max)
         self._held: Counter[str] = Counter()
+        self._pages = 0
         self._routes: dict[tuple[str, str], _Route] = {
             ("POST", CONTROL_PATH): self._control,
             ("GET", STATUS_PATH): self._status,
+            ("GET", JOURNAL_PATH): self._journal,
         }
         self._objects = None if objects is None else ObjectRoutes(objects, limits)
         self._runner: web.ServerRunner | None = None
@@ -183,6 +191,24 @@ class ControlServer:
             return web.Response(status=429, headers={hdrs.RETRY_AFTER: "1"})
         return web.Response(body=self._handler.status(), content_type="application/json")
 
+    async def _journal(self, request: web.BaseRequest, query: str) -> web.StreamResponse:
+        if not self._addresses.take(request.remote or "", self._now()):
+            return web.Response(status=429, headers={hdrs.RETRY_AFTER: "1"})
+        start, limit = _page_asked(query)
+        if self._pages >= _PAGES_AT_ONCE:
+            raise Unavailable("too many pages of the journal are on their way; come again")
+        self._pages += 1
+        try:
+            response = web.Response(body=await self._handler.journal(start, limit), content_type="application/json")
+            async with asyncio.timeout(self._limits.transfer_timeout_s):  # counted until it has left
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            raise ConnectionError("the reader is too slow") from None
+        finally:
+            self._pages -= 1
+        return response
+
     # ---- answers -----------------------------------------------------------------------------------------------------
 
     async def _refuse(
@@ -210,6 +236,19 @@ def _answer(reply: Reply, headers: dict[str, str] | None, body: bytes | None = N
         status = _HTTP_STATUS.get(reply.notice.reason, _HTTP_STATUS_OTHERWISE)
     data = _encode(reply) if body is None else body
     return web.Response(body=data, status=status, headers=headers, content_type="application/json")
+
+
+def _page_asked(query: str) -> tuple[int, int]:
+    """(start, limit) of a journal request. Raises PeerFault."""
+    asked = {"start": 0, "limit": PAGE_RECORDS_MAX}
+    for part in query.split("&") if query else ():
+        name, _, value = part.partition("=")
+        if name not in asked or not _WHOLE_NUMBER.fullmatch(value):
+            raise PeerFault(Reason.MALFORMED, f"ask as ?start=N&limit=M with whole numbers, not {part[:40]!r}")
+        asked[name] = int(value)
+    if not 1 <= asked["limit"] <= PAGE_RECORDS_MAX:
+        raise PeerFault(Reason.MALFORMED, f"limit must be from 1 to {PAGE_RECORDS_MAX}, not {asked['limit']}")
+    return asked["start"], asked["limit"]
 
 
 def _object_key(path: str) -> str:

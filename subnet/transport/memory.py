@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from subnet.errors import PeerFault, Unavailable
 from subnet.protocol.ids import Digest, Hotkey, RunId
 from subnet.protocol.messages import Message, Refused, Reply, Request
+from subnet.protocol.public import PublicPage
 from subnet.protocol.reasons import Reason
 from subnet.transport.base import ControlHandler, ObjectEndpoint
 
@@ -49,6 +52,23 @@ class MemoryControlClient:
     async def close(self) -> None:
         """Requests under way end by themselves, as they do on a server whose client went away."""
         self._closed = True
+
+
+class MemoryJournalReader:
+    """The public journal of a handler in this process."""
+
+    def __init__(self, handler: ControlHandler) -> None:
+        self._handler = handler
+
+    async def read(self, start: int, limit: int, timeout_s: float) -> PublicPage:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return msgspec.json.decode(await self._handler.journal(start, limit), type=PublicPage)
+        except TimeoutError:
+            raise Unavailable(f"no answer within {timeout_s:g} s") from None
+
+    async def close(self) -> None:
+        pass
 
 
 class MemoryObjectClient:

@@ -34,6 +34,8 @@ def make_spec(
         inner=changed(preset.inner, change),
         merge=changed(preset.merge, change),
         routing=changed(preset.routing, change),
+        audit=changed(preset.audit, change),
+        score=changed(preset.score, change),
     )
     assert not change, f"no such fields: {change}"
     return text_spec(preset, TOKENS, num_stages=num_stages, micro_batch_size=2, seq_len=16)

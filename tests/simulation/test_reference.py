@@ -20,8 +20,8 @@ from subnet import presets
 from subnet.data.sampling import Batches, validation_batches
 from subnet.errors import ConfigError
 from subnet.merging import compression
-from subnet.miner.trainer import Trainer
 from subnet.model.initial import initial_parameters
+from subnet.model.trainer import Trainer
 from subnet.protocol.ids import Digest, Epoch, MicroBatchId, RunId, Stage, Values
 from subnet.protocol.keys import ObjectKey
 from subnet.protocol.run_spec import DataFile, DataSpec, RunSpec

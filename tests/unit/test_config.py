@@ -52,10 +52,15 @@ def test_durations_carry_their_unit() -> None:
             ("--log-level", "LOUD"),
             "--log-level: 'LOUD' is not known; choose one of DEBUG, INFO, WARNING, ERROR",
         ),
+        (
+            ("--audit-rate", "5"),
+            "--audit-rate: '5' does not fit; write a number from -1 to 1 "
+            "(share of the settled miners' epochs to audit, 0 to 1; -1: the preset's)",
+        ),
         (("--minors", "3"), "command line: unrecognized arguments: --minors 3; see --help"),
         (("--miners",), "--miners: expected one argument; see --help"),
     ],
-    ids=["too-few", "no-number", "no-device", "no-duration", "no-choice", "typo", "no-value"],
+    ids=["too-few", "no-number", "no-device", "no-duration", "no-choice", "no-share", "typo", "no-value"],
 )
 def test_a_mistake_is_one_line_with_field_and_remedy(flags: tuple[str, ...], line: str) -> None:
     """3. Whatever is mistyped, the operator reads which flag it was and what to write instead."""
@@ -109,13 +114,16 @@ def test_a_saved_run_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_every_field_explains_itself(kind: type[Config], capsys: pytest.CaptureFixture[str]) -> None:
-    """9. --help says a sentence for every flag; a field without one cannot be added."""
+    """9. --help says a sentence for every flag; a field without one cannot be added. What only a local net gives to
+    its miners is not shown to operators."""
     with pytest.raises(SystemExit) as caught:
         config.parse(kind, ["--help"], "command")
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for name, (_, meta, _) in config.settings(kind).items():
-        assert config.flag(name) in shown
+    for name, (_, meta, extra) in config.settings(kind).items():
+        assert (config.flag(name) in shown) != extra.get("hidden", False)
+        if extra.get("hidden"):
+            continue
         assert meta.description and meta.description.split(";")[0].split("%")[0][:30] in shown
 
 
@@ -135,3 +143,23 @@ def test_no_value_makes_a_traceback(value: str, flag: str) -> None:
         localnet(f"{flag}={value}")
     except ConfigError as error:
         assert error.field in (flag, "--miners")
+
+
+def test_a_repeated_flag_adds_up() -> None:
+    """12. Two kinds of cheats, each behind its own flag or both behind one: none of them is dropped silently."""
+    assert localnet("--adversary", "one=1", "--adversary", "other=2").adversary == "one=1,other=2"
+    assert localnet("--adversary", "one=1,other=2").adversary == "one=1,other=2"
+
+
+def test_cheats_stay_on_this_machine() -> None:
+    """13. Somebody copies a miner's command line from a local net's log and points it at the real network."""
+
+    def miner(url: str, *flags: str) -> MinerConfig:
+        return config.parse(MinerConfig, ["--orchestrator", url, *flags], "miner")
+
+    for url in ("http://127.0.0.1:8091", "http://localhost", "http://[::1]:1/"):
+        assert miner(url, "--adversary", "one").adversary == "one"
+    for url in ("https://iota.example:8091", "http://127.0.0.1.example", "http://127.0.0.1:80@iota.example"):
+        assert miner(url).adversary == ""
+        with pytest.raises(ConfigError, match="--adversary: is for local nets only, not for http"):
+            miner(url, "--adversary", "one")

@@ -149,6 +149,7 @@ class Merge:
             stage=Stage(0),
             epoch=Epoch(0),
             shards=tuple(merged(assignment) for assignment in self.assignments),
+            counted=True,
             publish_parameters=None,
             publish_momentum=None,
             deadline_s=9,

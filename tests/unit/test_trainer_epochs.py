@@ -15,9 +15,9 @@ from subnet import presets
 from subnet.data.sampling import Batches
 from subnet.errors import PeerFault
 from subnet.merging import compression, reduction
-from subnet.miner.trainer import Trainer
 from subnet.model import wire
 from subnet.model.initial import initial_parameters
+from subnet.model.trainer import Trainer
 from subnet.protocol.ids import Digest, Epoch, MicroBatchId, RunId, Stage, Values
 from subnet.protocol.keys import ObjectKey
 from subnet.protocol.reasons import Reason

@@ -23,9 +23,9 @@ from subnet.errors import Unavailable
 from subnet.merging import compression
 from subnet.miner.line import Ending
 from subnet.miner.miner import Miner, data_path
-from subnet.miner.trainer import Trainer
 from subnet.model import wire
 from subnet.model.initial import initial_parameters
+from subnet.model.trainer import Trainer
 from subnet.protocol import keys
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, MicroBatchId, Pass, RunId, Stage, Values

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from subnet.miner.backoff import CAP_S, FIRST_S, backoff_s
 from subnet.miner.desk import EMPTY_PAUSE_S, Call, Desk
 from subnet.protocol.ids import Epoch, ItemId, MicroBatchId, Pass, RunId, Stage
 from subnet.protocol.keys import Kind, make
 from subnet.protocol.messages import ExchangeReply, Notice, PassDone, PassWork, Target, UploadWork, Verdict, Work
 from subnet.protocol.reasons import Reason
+from subnet.transport.backoff import CAP_S, FIRST_S, backoff_s
 
 HEARTBEAT_S = 10.0
 NOTICE = Notice(reason=Reason.OK, sentence="", remedy="")

@@ -129,6 +129,7 @@ class Merge:
             stage=MIDDLE,
             epoch=Epoch(0),
             shards=tuple(merged),
+            counted=True,
             publish_parameters=self.target(item, Kind.PARAMETERS, size, 1) if publish else None,
             publish_momentum=self.target(item, Kind.MOMENTUM, size, 1) if publish else None,
             deadline_s=60.0,

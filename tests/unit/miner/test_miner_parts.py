@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from subnet.errors import PeerFault, Unavailable
-from subnet.miner import transfer
 from subnet.miner.receipts import ReceiptBook, credited, load_receipts
 from subnet.miner.turn import BACKWARD, FORWARD, LOADING, MERGE, Turn
 from subnet.protocol import keys
@@ -18,6 +17,7 @@ from subnet.protocol.messages import Receipt, Source, Verdict
 from subnet.protocol.reasons import Reason
 from subnet.runtime import LoopRuntime
 from subnet.storage.memory import MemoryObjectStore
+from subnet.transport import transfer
 from subnet.transport.memory import MemoryObjectClient
 
 pytestmark = pytest.mark.looptime

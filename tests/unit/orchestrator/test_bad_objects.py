@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from subnet.errors import PeerFault
-from subnet.miner.transfer import Transfer, digest_of
 from subnet.model import wire
 from subnet.protocol import keys
 from subnet.protocol import messages as m
 from subnet.protocol.reasons import Reason
+from subnet.transport.transfer import Transfer, digest_of
 
 if TYPE_CHECKING:
     from conftest import Door

@@ -55,12 +55,13 @@ WORK: list[tuple[m.Work, int]] = [
         m.ApplyWork(
             **WHERE,
             shards=(shard(0, True), shard(1, False)),
+            counted=True,
             publish_parameters=target(Kind.PARAMETERS),
             publish_momentum=target(Kind.MOMENTUM),
         ),
         3,
     ),
-    (m.ApplyWork(**WHERE, shards=(shard(0, True),), publish_parameters=None, publish_momentum=None), 1),
+    (m.ApplyWork(**WHERE, shards=(shard(0, True),), counted=True, publish_parameters=None, publish_momentum=None), 1),
     (m.SyncWork(**WHERE, parameters=source(Kind.PARAMETERS), momentum=source(Kind.MOMENTUM)), 2),
 ]
 

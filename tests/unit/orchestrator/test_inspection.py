@@ -193,7 +193,7 @@ async def test_a_store_that_is_away_is_waited_for(bench: Bench) -> None:
     store.until = asyncio.get_running_loop().time() + 60.0
 
     async def carry_out(errand: errands.Errand) -> m.OwnRecord | None:
-        return await errands.carry_out(errand, bench.spec, store, bench.runtime)
+        return await errands.carry_out(errand, bench.spec, store, None, bench.runtime)
 
     checked, reduced = await asyncio.gather(carry_out(CheckObject(source)), carry_out(asked))
     assert checked == m.ObjectChecked(key=source.key, reason=Reason.OK)

@@ -7,6 +7,9 @@ Law of versions: every vector of local parameters has a number, `param_version`;
 write the next one. A backward runs on its forward's parameters. The present version and the one before are alive; a
 graph on an older one is dropped when the next is written, and its micro-batch is recomputed from its stage input.
 
+Law of states: between two inner steps (nothing accumulated) `training_state` is everything that decides what later
+passes compute. That is what miners commit and what `model.replay` goes on from on another machine.
+
 At most `graphs_max` graphs are kept, whatever the neighbours do. When all places are taken a forward runs without a
 graph and is computed again for its backward; gradients mostly return in order, so dropping older ones would lose more.
 
@@ -20,7 +23,6 @@ Letters: B batch, T tokens, K boundary width, P flat parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,29 +30,19 @@ from torch import Tensor, nn
 
 from subnet.data.sampling import Batches
 from subnet.errors import PeerFault
-from subnet.miner.outer import Anchor, MergedRange, Outer, Upload
 from subnet.model import flat, wire
 from subnet.model import spec as layout
 from subnet.model.optimizer import FlatAdamW, learning_rate
+from subnet.model.outer import Anchor, MergedRange, Outer, Upload
 from subnet.model.split import check_spec
 from subnet.model.stage import PipelineStage
+from subnet.model.training_state import Kept, TrainingState
 from subnet.protocol.ids import Epoch, MicroBatchId, Stage
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
 
 GRAPHS_MAX = 6
 """A graph of three layers at d=128 and 1,024 tokens holds 27 MB."""
-
-
-@dataclass(slots=True)
-class _Kept:
-    """A forward whose backward has not come yet."""
-
-    version: int
-    leaves: tuple[nn.Parameter, ...]
-    stage_input: Tensor | None
-    output: Tensor
-    """z_BTK, or the loss at the last stage."""
 
 
 class Trainer:
@@ -73,7 +65,8 @@ class Trainer:
         self._gradient_P = torch.zeros(self.num_params, device=device)
         self._gradient_views = flat.views(self._gradient_P, self._shapes)
         self._optimizer = FlatAdamW(self.num_params, spec.inner, device)
-        self._kept: dict[int, _Kept] = {}
+        self._leaves = self._older_leaves = flat.leaves(self._parameters_P, self._shapes)
+        self._kept: dict[int, Kept] = {}
         self._graphs_max = graphs_max
         self._accumulated = 0
         self._step = 0
@@ -98,34 +91,64 @@ class Trainer:
         self._kept.clear()
         self._accumulated, self._step, self._uploaded_P = 0, 0, None
         self._optimizer.reset()
-        self._write_version(lambda out_P: out_P.copy_(torch.from_numpy(self._anchor.theta_P)))
+        self._begin_at(torch.from_numpy(self._anchor.theta_P))
 
     def close_epoch(self) -> Upload:
         """End the epoch's training: step what is accumulated, remember where we stand, return the pseudo-gradient."""
-        if self._accumulated:
-            self._inner_step()
+        self.step_now()
         local_P = flat.to_numpy(self._parameters_P)
         upload = self._anchor.upload(local_P)
         self._uploaded_P = local_P
         return upload
 
-    def apply_merge(self, shards: Sequence[MergedRange]) -> Anchor:
+    def apply_merge(self, shards: Sequence[MergedRange], counted: bool = True) -> Anchor:
         """Take the outer step; what was trained since the upload is carried over to the new anchor.
 
-        A replica that did not upload starts the next epoch at the anchor: nothing it trained is in the merge, and added
-        to the others' progress it would be counted twice.
+        A replica that did not upload, or whose upload does not count, starts the next epoch at the anchor: nothing it
+        trained is in the merge, and added to the others' progress it would be counted twice.
         """
         encoded = self._anchor.apply(shards)
-        theta_P = torch.from_numpy(self._anchor.theta_P).to(self._device)
+        if not counted:
+            self._uploaded_P = None
+        self._go_over_to(torch.from_numpy(self._anchor.theta_P).to(self._device))
+        return encoded
+
+    def _go_over_to(self, theta_P: Tensor) -> None:
         if self._uploaded_P is None:
-            self._write_version(lambda out_P: out_P.copy_(theta_P))
+            self._accumulated = 0
+            self._optimizer.reset()
+            self._kept.clear()
+            self._begin_at(theta_P)
         else:
             local_P, uploaded_P = self._parameters_P, torch.from_numpy(self._uploaded_P).to(self._device)
             self._write_version(lambda out_P: torch.sub(local_P, uploaded_P, out=out_P).add_(theta_P))
         self._step, self._uploaded_P = 0, None
         if self._spec.inner.reset_each_epoch:
             self._optimizer.reset()
-        return encoded
+
+    def _begin_at(self, theta_P: Tensor) -> None:
+        """Both living versions are the anchor: everybody who knows it knows this state."""
+        self._write_version(lambda out_P: out_P.copy_(theta_P))
+        self._older_P.copy_(theta_P)
+
+    # ---- states ------------------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Inner steps since the epoch's start."""
+        return self._step
+
+    def training_state(self) -> TrainingState:
+        """A copy of the state; only between two inner steps."""
+        assert not self._accumulated, "a state has no accumulated gradient"
+        moments = self._optimizer.moments()
+        parts = tuple(flat.to_numpy(vector_P) for vector_P in (self._parameters_P, self._older_P, *moments))
+        return TrainingState(self.param_version, self._step, self._optimizer.steps, parts)
+
+    def step_now(self) -> None:
+        """Step what is accumulated, as `close_epoch` does."""
+        if self._accumulated:
+            self._inner_step()
 
     def local_parameters(self) -> np.ndarray:
         """A copy of the parameters as they are now, float32 [P]."""
@@ -153,16 +176,18 @@ class Trainer:
             raise _own_fault(f"the loss of micro-batch {micro_batch} is {loss}")
         return loss, self._finish(micro_batch, kept, None)
 
-    def backward(self, micro_batch: MicroBatchId, stage_input: bytes | None, gradient: bytes) -> bytes | None:
+    def backward(
+        self, micro_batch: MicroBatchId, stage_input: bytes | None, gradient: bytes, version: int | None = None
+    ) -> bytes | None:
         """Backward of a micro-batch; returns the gradient for the stage before (None at stage 0).
 
         Without a kept graph (taken over, no place for it, its version no longer alive) the forward is recomputed first,
-        under the present version.
+        under the present version. A replay names the version that the miner's graph was on.
         """
         gradient_BTK = self._decode(gradient, "gradient")
         kept = self._kept.pop(micro_batch, None)
-        if kept is None:
-            kept = self._run(micro_batch, stage_input)
+        if kept is None or version not in (None, kept.version):
+            kept = self._run(micro_batch, stage_input, version)
         return self._finish(micro_batch, kept, gradient_BTK)
 
     def holds(self, micro_batch: MicroBatchId) -> bool:
@@ -180,8 +205,21 @@ class Trainer:
         assert self._outer is not None, "load comes first"
         return self._outer
 
-    def _run(self, micro_batch: int, stage_input: bytes | None) -> _Kept:
-        """The stage's forward under the present version."""
+    def _run(self, micro_batch: int, stage_input: bytes | None, version: int | None = None) -> Kept:
+        """The stage's forward under the present version, or under the one before where that is asked for."""
+        if version == self.param_version - 1:
+            self._stage.bind(self._older_leaves)
+            try:
+                return self._run_bound(micro_batch, stage_input, version, self._older_leaves)
+            finally:
+                self._stage.bind(self._leaves)
+        if version not in (None, self.param_version):
+            raise PeerFault(Reason.MALFORMED, f"version {version} is not alive at version {self.param_version}", "own")
+        return self._run_bound(micro_batch, stage_input, self.param_version, self._leaves)
+
+    def _run_bound(
+        self, micro_batch: int, stage_input: bytes | None, version: int, leaves: tuple[nn.Parameter, ...]
+    ) -> Kept:
         tokens_BT, targets_BT = (torch.from_numpy(part).to(self._device) for part in self._batches.batch(micro_batch))
         input_BTK = None
         if self._stage_index:
@@ -190,9 +228,9 @@ class Trainer:
             output = self._stage.loss(input_BTK, tokens_BT, targets_BT)
         else:
             output = self._stage(input_BTK, tokens_BT)
-        return _Kept(self.param_version, self._leaves, input_BTK, output)
+        return Kept(version, leaves, input_BTK, output)
 
-    def _finish(self, micro_batch: int, kept: _Kept, gradient_BTK: Tensor | None) -> bytes | None:
+    def _finish(self, micro_batch: int, kept: Kept, gradient_BTK: Tensor | None) -> bytes | None:
         """Backward through a graph, encode what goes on, accumulate, and step after the k-th micro-batch."""
         inputs = kept.leaves if kept.stage_input is None else (kept.stage_input, *kept.leaves)
         gradients = list(torch.autograd.grad(kept.output, inputs, gradient_BTK))
@@ -236,6 +274,7 @@ class Trainer:
         write(self._older_P)
         self._parameters_P, self._older_P = self._older_P, self._parameters_P
         self.param_version += 1
+        self._older_leaves = self._leaves
         self._leaves = flat.leaves(self._parameters_P, self._shapes)
         self._stage.bind(self._leaves)
 

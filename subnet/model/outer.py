@@ -56,11 +56,19 @@ class Outer:
     def upload(self, local_P: np.ndarray) -> Upload:
         """The pseudo-gradient of a replica that now stands at `local_P`."""
         values = self._merge.upload_values
-        data = compression.encode(values, self.theta_P - local_P)
-        sent_P = compression.decode(data, values, len(local_P))
+        data, sent_P = self._encoded(local_P)
         norm = float(np.sqrt(np.square(sent_P, dtype=np.float64).sum()))
         chunks = compression.chunk_digests(data, values, len(local_P))
         return Upload(data, _digest(data), norm, chunks)
+
+    def sent(self, local_P: np.ndarray) -> np.ndarray:
+        """The pseudo-gradient as readers see it, after the encoding's rounding."""
+        return self._encoded(local_P)[1]
+
+    def _encoded(self, local_P: np.ndarray) -> tuple[bytes, np.ndarray]:
+        values = self._merge.upload_values
+        data = compression.encode(values, self.theta_P - local_P)
+        return data, compression.decode(data, values, len(local_P))
 
     def apply(self, shards: Sequence[MergedRange]) -> Anchor:
         """Take the outer step and begin the next epoch.

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from subnet.errors import PeerFault, Unavailable
-from subnet.miner.backoff import backoff_s
 from subnet.protocol.ids import Digest
 from subnet.protocol.keys import ObjectKey
 from subnet.protocol.messages import Source, Target
 from subnet.protocol.reasons import Reason
 from subnet.runtime import Runtime
+from subnet.transport.backoff import backoff_s
 from subnet.transport.base import ObjectClient
 
 T = TypeVar("T")

@@ -1,0 +1,283 @@
+"""Audits from the draw to the verdict (DESIGN 7, ALGORITHMS 5).
+
+    epoch closed everywhere → block from after it → draw → reveal (the miner) → replay (a validator) → verdict
+                                                                                     │ failed
+                                                                                     └─► every validator → verdict
+
+Law: nobody can know before the draw who is audited; every step has a deadline, so no silent party can stall a run; who
+is to blame follows from what was committed, and where nobody is, nobody is blamed. Verdicts are `scoring.audit`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from subnet.coordination import dossiers, members, routing, verdicts
+from subnet.coordination.audit_state import Audit, Dossier
+from subnet.coordination.merge_work import give, next_number
+from subnet.coordination.state import Effect, Offer, ReadChain, Say, State
+from subnet.merging import compression
+from subnet.protocol import keys
+from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, Phase, Values
+from subnet.protocol.messages import STATE_PARTS, ChainSeen, RevealDone, RevealWork, Source, Target, Verdict
+from subnet.protocol.reasons import Reason
+from subnet.scoring import audit as rules
+
+REPLAYS_MAX = 3
+"""Validators that may stay away from one audit before it is given up without a verdict."""
+
+
+# ---- closing and drawing ---------------------------------------------------------------------------------------------
+
+
+def close_epochs(state: State, at: float) -> list[Effect]:
+    """Note the epochs that every stage has closed now, and ask for the block that draws their audits."""
+    effects: list[Effect] = []
+    pay = state.pay
+    for epoch in range(len(pay.closed_at), min(stage.epoch for stage in state.stages)):
+        pay.closed_at[epoch] = at
+        if dossiers.are_kept(state):
+            effects.append(ReadChain(Epoch(epoch)))
+        else:
+            pay.drawn = epoch
+    return effects
+
+
+def unanswered(state: State) -> list[Effect]:
+    """Blocks that are still to be read: what a restart asks for again."""
+    return [ReadChain(Epoch(epoch)) for epoch in state.pay.closed_at if epoch > state.pay.drawn]
+
+
+def chain_seen(state: State, seen: ChainSeen, at: float) -> list[Effect]:
+    """Take over what the chain says; where it closes an epoch, draw that epoch's audits."""
+    chain, effects = state.pay.chain, members.register(state, tuple(neuron.hotkey for neuron in seen.neurons))
+    for neuron in seen.neurons:
+        before = next((h for h, uid in chain.uids.items() if uid == neuron.uid), None)
+        if before not in (None, neuron.hotkey):
+            effects.append(Say(f"uid {neuron.uid} went from {before[:8]} to {neuron.hotkey[:8]}"))
+    chain.block, chain.owner_uid = seen.block, seen.owner_uid
+    chain.uids = {neuron.hotkey: neuron.uid for neuron in seen.neurons}
+    chain.stake = {neuron.hotkey: neuron.stake for neuron in seen.neurons}
+    chain.permits = [neuron.hotkey for neuron in seen.neurons if neuron.permit]
+    if seen.closes is not None and seen.closes == state.pay.drawn + 1 and seen.closes in state.pay.closed_at:
+        effects += _draw(state, seen.closes, seen.block_hash, at)
+    return effects
+
+
+def _draw(state: State, epoch: Epoch, block_hash: str, at: float) -> list[Effect]:
+    state.pay.drawn = epoch
+    drawn = []
+    for hotkey, dossier in sorted(state.pay.dossiers.get(epoch, {}).items()):
+        credit = state.ledger.epochs.get(epoch, {}).get(hotkey)
+        if credit is None or credit.work_units <= 0:
+            continue
+        q = rules.probability(
+            state.spec.audit.rate, state.spec.audit.settled_epochs, num_unexpired(state, hotkey, epoch)
+        )
+        if rules.is_drawn(block_hash, state.spec.run_id, dossier.stage, epoch, hotkey, q):
+            drawn.append(hotkey)
+            _open(state, epoch, hotkey, dossier, block_hash, at)
+    return [Say(f"epoch {epoch} is closed by block {state.pay.chain.block}: {len(drawn)} miners are audited")]
+
+
+def num_unexpired(state: State, hotkey: Hotkey, epoch: int) -> int:
+    """n_m: epochs up to `epoch` whose score pays still and that count as trust; the one in question is the first."""
+    since = verdicts.standing_of(state, hotkey).trusted_from
+    return sum(
+        1
+        for past, closed_at in state.pay.closed_at.items()
+        if since <= past <= epoch
+        and state.at - closed_at <= state.spec.score.gamma_s
+        and hotkey in state.ledger.epochs.get(past, {})
+    )
+
+
+def _open(state: State, epoch: Epoch, hotkey: Hotkey, dossier: Dossier, block_hash: str, at: float) -> None:
+    state.pay.audit_items += 1
+    item = ItemId(f"w{dossier.stage}.{epoch}.{state.pay.audit_items}.{hotkey}")
+    audit = Audit(
+        item=item,
+        hotkey=hotkey,
+        stage=dossier.stage,
+        epoch=epoch,
+        segment=0,
+        block_hash=block_hash,
+        opened_at=at,
+        deadline=at + state.spec.audit.reveal_deadline_s,
+    )
+    first, num_segments = drawable(dossier)
+    if num_segments < 1 or any(g.credited and g.forgotten for g in dossier.given.values()):
+        gone = not dossier.asked and any(g.forgotten for g in dossier.given.values())
+        if dossier.asked or gone:
+            verdicts.not_shown(state, audit, "nothing was uploaded that shows this epoch's work")
+        return  # a living replica that had too little to merge was not asked: nothing to show, nothing to doubt
+    audit.segment = first + rules.segment_of(block_hash, state.spec.run_id, dossier.stage, epoch, hotkey, num_segments)
+    state.pay.audits[item] = audit
+
+
+def drawable(dossier: Dossier) -> tuple[int, int]:
+    """The first segment that may be drawn, and how many there are.
+
+    Where commitments were made between the upload and the merge, what lies before the merge belongs to the epoch before
+    and cannot be replayed from this one's start: such rare steps are not drawn.
+    """
+    num_segments = len(dossier.commitments) - 1
+    if dossier.applied_at is None or num_segments < 1:
+        return 0, num_segments
+    merged_in = max(i for i, c in enumerate(dossier.commitments[:-1]) if c.position <= dossier.applied_at)
+    return (0, num_segments) if merged_in == 0 else (merged_in + 1, num_segments - merged_in - 1)
+
+
+# ---- the miner's part ------------------------------------------------------------------------------------------------
+
+
+def advance(state: State, at: float) -> list[Effect]:
+    """Take every step that is due."""
+    effects: list[Effect] = []
+    for audit in list(state.pay.audits.values()):
+        if audit.step == "reveal":
+            effects += _ask(state, audit, at)
+        if audit.step == "replay":
+            _find_validator(state, audit, at)
+        if at >= audit.deadline:
+            effects += _overdue(state, audit, at)
+    return effects
+
+
+def is_due(state: State, now: float) -> bool:
+    return any(now >= audit.deadline for audit in state.pay.audits.values())
+
+
+def _ask(state: State, audit: Audit, at: float) -> list[Effect]:
+    """Ask the miner to reveal, as soon as it is there."""
+    dossier = state.pay.dossiers[audit.epoch][audit.hotkey]
+    needs_start = not (audit.segment == 0 and dossier.loaded)
+    needs_end = audit.segment < len(dossier.commitments) - 2
+    if not needs_start and not needs_end:
+        _go_to_replay(state, audit, at)
+        return []
+    miner = state.miners.get(audit.hotkey)
+    if miner is None or not (miner.live and miner.ready):
+        return []
+    if any(isinstance(state.offers[item].work, RevealWork) for item in miner.offers):
+        return []
+    stage = state.stages[miner.stage]
+    number = next_number(state)
+    size = compression.encoded_size(Values.FP32, state.spec.stages[audit.stage].num_params)
+
+    def targets(which: str) -> tuple[Target, ...]:
+        names = [f"{audit.hotkey}.{number}.{which}.{part}" for part in STATE_PARTS]
+        made = [keys.make(state.spec.run_id, audit.epoch, audit.stage, name, keys.Kind.SNAPSHOT) for name in names]
+        return tuple(Target(key=key, size_bytes=size) for key in made)
+
+    begins, ends = dossier.commitments[audit.segment : audit.segment + 2]
+    work = RevealWork(
+        item=ItemId(f"v{audit.stage}.{audit.epoch}.{number}.{audit.hotkey}"),
+        stage=audit.stage,
+        epoch=audit.epoch,
+        segment=audit.segment,
+        start_digest=begins.digest,
+        end_digest=ends.digest,
+        start=targets("start") if needs_start else (),
+        end=targets("end") if needs_end else (),
+        deadline_s=max(1.0, audit.deadline - at),
+    )
+    return [give(state, stage, miner, work, at)]
+
+
+def revealed(state: State, offer: Offer, done: RevealDone) -> tuple[Verdict, list[Effect]]:
+    """The miner has shown its states."""
+    routing.withdraw(state, offer.item)
+    work = offer.work
+    assert isinstance(work, RevealWork)
+    audit = _audit_of(state, work, offer.hotkey)
+    if audit is None or audit.step != "reveal":
+        return _answer(done.item, "ignored", Reason.PHASE_OVER, "nobody waits for these states any more"), []
+    dossier = state.pay.dossiers[audit.epoch][audit.hotkey]
+    begins, ends = dossier.commitments[audit.segment : audit.segment + 2]
+    for commitment, targets, shown in (begins, work.start, done.start), (ends, work.end, done.end):
+        if not targets:
+            continue
+        numbers = commitment.version, commitment.step, commitment.optimizer_steps
+        if len(shown) != len(targets) or rules.state_digest(*numbers, shown) != commitment.digest:
+            said = "the revealed state is not the one that was committed"
+            return _answer(done.item, "rejected", Reason.BAD_DIGEST, said), verdicts.settle(state, audit, False, said)
+    audit.start, audit.end = _sources(work.start, done.start), _sources(work.end, done.end)
+    _go_to_replay(state, audit, state.at)
+    return _answer(done.item, "applied", Reason.OK, "the states are there; a validator replays the segment"), []
+
+
+def not_revealed(state: State, offer: Offer, sentence: str) -> tuple[Verdict, list[Effect]]:
+    """The miner says that it cannot show them."""
+    routing.withdraw(state, offer.item)
+    work = offer.work
+    assert isinstance(work, RevealWork)
+    audit = _audit_of(state, work, offer.hotkey)
+    if audit is not None and audit.step == "reveal":
+        verdicts.not_shown(state, audit, sentence)
+    return _answer(offer.item, "applied", Reason.NOT_REVEALED, f"noted ({sentence})"), []
+
+
+def _audit_of(state: State, work: RevealWork, hotkey: Hotkey) -> Audit | None:
+    found = (a for a in state.pay.audits.values() if a.hotkey == hotkey and a.epoch == work.epoch)
+    return next(found, None)
+
+
+def _sources(targets: tuple[Target, ...], digests: tuple[str, ...]) -> tuple[Source, ...]:
+    return tuple(
+        Source(key=target.key, digest=Digest(digest), size_bytes=target.size_bytes)
+        for target, digest in zip(targets, digests, strict=True)
+    )
+
+
+def _answer(item: ItemId, outcome: str, reason: Reason, sentence: str) -> Verdict:
+    return Verdict(item=item, outcome=outcome, reason=reason, sentence=sentence)
+
+
+# ---- the validators' part --------------------------------------------------------------------------------------------
+
+
+def validators(state: State) -> list[Hotkey]:
+    """Who may audit and evaluate: uids with a permit; without a chain those the run was opened with."""
+    return state.pay.chain.permits or list(state.evaluators)
+
+
+def present(state: State) -> Iterator[Hotkey]:
+    """Validators that were heard of lately."""
+    silent_s = state.spec.routing.dead_after_s
+    allowed = set(validators(state))
+    return (h for h, seen in sorted(state.pay.reviewers.items()) if h in allowed and state.at - seen <= silent_s)
+
+
+def _go_to_replay(state: State, audit: Audit, at: float) -> None:
+    audit.step, audit.deadline = "replay", at + state.spec.audit.replay_deadline_s
+    _find_validator(state, audit, at)
+
+
+def _find_validator(state: State, audit: Audit, at: float) -> None:
+    if audit.validator is None:
+        audit.validator = rules.choose_validator(
+            audit.block_hash, state.spec.run_id, audit.stage, audit.epoch, audit.hotkey, audit.attempt, present(state)
+        )
+        if audit.validator is not None:
+            audit.deadline = at + state.spec.audit.replay_deadline_s
+
+
+def _overdue(state: State, audit: Audit, at: float) -> list[Effect]:
+    if audit.step == "reveal":
+        verdicts.not_shown(state, audit, f"the states were not shown within {state.spec.audit.reveal_deadline_s:g} s")
+        return []
+    if audit.contested:
+        return verdicts.settle_contested(state, audit)
+    audit.attempt, audit.validator = audit.attempt + 1, None
+    audit.deadline = at + state.spec.audit.replay_deadline_s
+    if audit.attempt >= REPLAYS_MAX:
+        verdicts.unreadable(state, audit, "no validator replayed it in time")
+    return []
+
+
+def are_settled(state: State) -> bool:
+    """Whether nothing is drawn or open any more: the run may end."""
+    closed = min(stage.epoch for stage in state.stages)
+    paused = all(stage.phase is Phase.PAUSED for stage in state.stages)
+    return paused and not state.pay.audits and state.pay.drawn >= closed - 1

@@ -1,0 +1,126 @@
+"""What each miner was given and what it said about it, kept as long as an audit may ask (DESIGN 7).
+
+Law: filled as things happen, from the journal alone; nothing here decides. With audits switched off nothing is kept.
+"""
+
+from __future__ import annotations
+
+from subnet.coordination.audit_state import Dossier, Given
+from subnet.coordination.merge_state import Merge
+from subnet.coordination.state import StageState, State
+from subnet.protocol.ids import Hotkey, ItemId
+from subnet.protocol.messages import PassDone, PassWork, Source, UploadDone
+from subnet.scoring.audit import check_log, match_log
+
+KEPT_EPOCHS = 3
+"""Behind the oldest running one: the objects of older ones are gone (`applying.RETAINED_EPOCHS`)."""
+
+
+def are_kept(state: State) -> bool:
+    return state.spec.audit.rate > 0
+
+
+def gave(state: State, hotkey: Hotkey, work: PassWork) -> None:
+    """A pass was given out."""
+    if are_kept(state):
+        _dossier(state, state.stages[work.stage], hotkey).given[work.item] = Given(work=work)
+
+
+def _dossier(state: State, stage: StageState, hotkey: Hotkey) -> Dossier:
+    epoch = state.pay.dossiers.setdefault(stage.epoch, {})
+    if hotkey not in epoch or epoch[hotkey].stage != stage.stage:
+        epoch[hotkey] = Dossier(stage=stage.stage, anchor=stage.parameters)
+    return epoch[hotkey]
+
+
+def find(state: State, hotkey: Hotkey, item: ItemId) -> Given | None:
+    """A pass that a miner was given, in this epoch or a kept one."""
+    for epoch in reversed(state.pay.dossiers):
+        dossier = state.pay.dossiers[epoch].get(hotkey)
+        if dossier is not None and item in dossier.given:
+            return dossier.given[item]
+    return None
+
+
+def answered(state: State, hotkey: Hotkey, done: PassDone, credited: bool) -> None:
+    """A result came, late ones too: what the miner stored is what it is audited for."""
+    given = find(state, hotkey, done.item)
+    if given is None or given.answered:
+        return
+    given.answered, given.credited = True, credited
+    given.output, given.loss = done.digest, done.loss  # type: ignore[assignment]
+
+
+def withdrawn(state: State, hotkey: Hotkey, item: ItemId) -> None:
+    """A pass lost its credit."""
+    given = find(state, hotkey, item)
+    if given is not None:
+        given.credited = False
+
+
+def restarted(state: State, hotkey: Hotkey) -> None:
+    """A miner's process began anew, or loads parameters: what it did in this epoch before may be in no log."""
+    if not are_kept(state):
+        return
+    state.pay.fresh.add(hotkey)
+    newest = max(state.pay.dossiers, default=None)
+    dossier = state.pay.dossiers[newest].get(hotkey) if newest is not None else None
+    for given in dossier.given.values() if dossier is not None else ():
+        given.forgotten = True
+
+
+def asked(state: State, stage: StageState, merge: Merge) -> None:
+    """The stage closed its epoch: who is to upload."""
+    if are_kept(state):
+        for hotkey in merge.weights:
+            _dossier(state, stage, hotkey).asked += 1
+
+
+def problem(state: State, stage: StageState, hotkey: Hotkey, done: UploadDone) -> str | None:
+    """What is wrong with the work log of an upload; None when it fits itself and the journal."""
+    if not are_kept(state):
+        return None
+    dossier = _dossier(state, stage, hotkey)
+    before = state.pay.dossiers.get(stage.epoch - 1, {}).get(hotkey)
+    inner, audit = state.spec.inner, state.spec.audit
+    if done.loaded and hotkey not in state.pay.fresh:
+        return "the log begins with loaded parameters, which this miner had no reason to load"
+    said = check_log(
+        done.log,
+        done.commitments,
+        done.applied_at or 0,
+        inner.micro_batches_per_step,
+        audit.segment_steps,
+        loaded=done.loaded,
+        merged=done.applied_at is not None,
+        reset_each_epoch=inner.reset_each_epoch,
+        uploads=dossier.asked,
+    )
+    if said is not None:
+        return said
+    if not done.loaded:
+        if before is None or not before.commitments:
+            return "the log goes on from an upload that is not known"
+        if before.commitments[-1].digest != done.commitments[0].digest:
+            return "the log does not begin where the upload before ended"
+    known = dossier.given if before is None else {**before.given, **dossier.given}
+    # results that were accepted after the upload had been computed are in the next log
+    owed = [i for i, g in before.given.items() if g.credited and not g.forgotten] if before and not done.loaded else []
+    logged_before = {one.item for one in before.log} if before else set()
+    return match_log(done.log, known, [item for item in owed if item not in logged_before])
+
+
+def uploaded(state: State, stage: StageState, hotkey: Hotkey, source: Source, done: UploadDone) -> None:
+    """An upload was accepted, and its log with it."""
+    if are_kept(state):
+        dossier = _dossier(state, stage, hotkey)
+        dossier.upload, dossier.log, dossier.commitments = source, done.log, done.commitments
+        dossier.applied_at, dossier.loaded = done.applied_at, done.loaded
+        state.pay.fresh.discard(hotkey)
+
+
+def drop_old(state: State) -> None:
+    """Forget what no audit can ask for any more."""
+    oldest = min(stage.epoch for stage in state.stages)
+    for epoch in [e for e in state.pay.dossiers if e < oldest - KEPT_EPOCHS]:
+        del state.pay.dossiers[epoch]

@@ -1,0 +1,223 @@
+"""The validator role: audits drawn segments, measures the merged model, sets the weights that follow from the journal.
+
+Law: three loops in one TaskGroup, and one computation at a time. The review loop is also the heartbeat: an audit stays
+ours until it is answered, and an answer goes out again until it was heard. Weights come from our own fold of the public
+journal and from nothing else; a journal that breaks ends the validator with the index of the break.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+from loguru import logger
+
+from subnet.data.sampling import Batches
+from subnet.data.token_shards import open_file
+from subnet.errors import PeerFault, Unavailable
+from subnet.protocol.ids import Digest, ItemId
+from subnet.protocol.messages import AuditDone, AuditWork, EvaluateWork, Message, Noted, Reply, Review, Reviewed
+from subnet.protocol.reasons import Reason
+from subnet.protocol.run_spec import RunSpec
+from subnet.runtime import Runtime
+from subnet.transport.base import ControlClient, ObjectClient
+from subnet.transport.transfer import Transfer
+from subnet.validator.auditor import Auditor
+from subnet.validator.evaluation import TOKENS_MAX, evaluate
+from subnet.validator.follower import Follower
+from subnet.validator.weight_setter import WeightSetter
+
+LOOK_EVERY_S = 1.0
+CALL_TIMEOUT_S = 20.0
+FIRST_RECORD_EVERY_S = 1.0
+FOUND_MAX = 64
+
+
+class Validator:
+    """One hotkey's process. `work_dir` holds the training text; `on_finished` is told when the run is over."""
+
+    def __init__(
+        self,
+        *,
+        control: ControlClient,
+        objects: ObjectClient,
+        follower: Follower,
+        weights: WeightSetter,
+        runtime: Runtime,
+        work_dir: Path,
+        device: str = "cpu",
+        audits_at_once: int = 1,
+        tokens_max: int = TOKENS_MAX,
+    ) -> None:
+        self._control, self._runtime, self._follower, self._weights = control, runtime, follower, weights
+        self._transfer = Transfer(objects, runtime)
+        self._work_dir, self._device, self._free = work_dir, device, audits_at_once
+        self._tokens_max = tokens_max
+        self._spec: RunSpec | None = None
+        self._digest: Digest | None = None
+        self._auditor: Auditor | None = None
+        self._validation: list[bytes] = []
+        self._turn = asyncio.Lock()
+        self._found: dict[ItemId, AuditDone] = {}
+        self._busy: dict[ItemId, asyncio.Task[None]] = {}
+        self._evaluating: asyncio.Task[None] | None = None
+        self._evaluated = -1
+        self.finished = asyncio.Event()
+        self._said = ""
+
+    async def run(self) -> None:
+        """Until the run is over and its last weights are set. Raises JournalBroken."""
+        await self._first_record()
+        try:
+            async with asyncio.TaskGroup() as group:
+                reviews = group.create_task(self._review(group))
+                group.create_task(self._weigh(reviews))
+        except BaseExceptionGroup as failures:
+            if len(failures.exceptions) > 1:
+                raise
+            raise failures.exceptions[0] from None
+
+    async def _first_record(self) -> None:
+        """The RunSpec is the journal's first record."""
+        while self._follower.state is None:
+            try:
+                await self._follower.catch_up()
+            except Unavailable as error:
+                self._say(f"waiting for the journal: {error}")
+            if self._follower.state is None:
+                await self._runtime.sleep(FIRST_RECORD_EVERY_S)
+        self._spec = self._follower.state.spec
+        self._digest = self._spec.digest()
+
+    # ---- audits and evaluations --------------------------------------------------------------------------------------
+
+    async def _review(self, group: asyncio.TaskGroup) -> None:
+        """Findings in, audits out, until the run is over."""
+        while True:
+            done = dict(list(self._found.items())[:FOUND_MAX])
+            message = Review(
+                free=max(0, self._free - len(self._busy)),
+                found=tuple(done.values()),
+                with_data=self._auditor is None,
+            )
+            reply = await self._call(message)
+            if isinstance(reply, Reviewed):
+                for item in done:
+                    del self._found[item]
+                await self._reviewed(reply, group)
+                if reply.finished and not self._found and not self._busy and self._idle():
+                    return
+            await self._runtime.sleep(LOOK_EVERY_S)
+
+    def _idle(self) -> bool:
+        return self._evaluating is None or self._evaluating.done()
+
+    async def _reviewed(self, reply: Reviewed, group: asyncio.TaskGroup) -> None:
+        if self._auditor is None:
+            await self._load(reply)
+        if self._auditor is None:
+            return
+        for audit in reply.audits:
+            if audit.item not in self._busy and audit.item not in self._found:
+                self._busy[audit.item] = group.create_task(self._audit(self._auditor, audit), name=audit.item)
+        work = reply.evaluate
+        if work is not None and work.epoch > self._evaluated and self._idle():
+            self._evaluating = group.create_task(self._evaluate(work), name=f"evaluate {work.epoch}")
+
+    async def _load(self, reply: Reviewed) -> None:
+        """The text: what audits replay and evaluations measure on."""
+        assert self._spec is not None
+        data, deadline = self._spec.data, self._runtime.now() + 600.0
+        granted = {source.key: source for source in reply.data}
+        try:
+            paths = []
+            for file in data.train:
+                paths.append(self._work_dir / "data" / file.digest)
+                await self._transfer.fetch_file(granted[file.key], paths[-1], deadline)
+            self._validation = [await self._transfer.fetch(granted[file.key], deadline) for file in data.validation]
+        except (PeerFault, Unavailable, KeyError) as error:
+            self._say(f"the text could not be loaded, trying again: {error}")
+            return
+        parts = [open_file(path, self._spec.model.vocab_size) for path in paths]
+        tokens_N = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        batches = Batches(tokens_N, self._spec.seed, data.micro_batch_size, data.seq_len)
+        self._auditor = Auditor(self._spec, batches, self._transfer, self._runtime, self._device)
+        logger.info("ready to audit run {}", self._spec.run_id)
+
+    async def _audit(self, auditor: Auditor, work: AuditWork) -> None:
+        about = f"{work.hotkey[:8]}, stage {work.stage} epoch {work.epoch} segment {work.segment}"
+        try:
+            async with self._turn:
+                done = await auditor.audit(work)
+            self._found[work.item] = done
+        finally:
+            del self._busy[work.item]
+        logger.info("audit of {}: {} passes, {}", about, len(work.passes), done.figures or done.sentence)
+
+    async def _evaluate(self, work: EvaluateWork) -> None:
+        assert self._spec is not None
+        try:
+            async with self._turn:
+                deadline = self._runtime.now() + 120.0
+                blobs = [await self._transfer.fetch(source, deadline) for source in work.parameters]
+                digests = tuple(source.digest for source in work.parameters)
+                report = await evaluate(
+                    self._spec,
+                    work.epoch,
+                    blobs,
+                    digests,
+                    self._validation,
+                    self._tokens_max,
+                    self._device,
+                    self._runtime,
+                )
+        except (PeerFault, Unavailable) as error:
+            self._say(f"epoch {work.epoch} could not be evaluated: {error}")
+            return
+        reply = await self._call(report)
+        if isinstance(reply, Noted):
+            self._evaluated = work.epoch
+            logger.info("epoch {}: validation loss {:.4f} over {} tokens", work.epoch, report.loss, report.num_tokens)
+
+    # ---- weights -----------------------------------------------------------------------------------------------------
+
+    async def _weigh(self, reviews: asyncio.Task[None]) -> None:
+        """Follow the journal and keep the chain's weights what they should be; once more after the run's end."""
+        while True:
+            over = reviews.done()
+            try:
+                await self._follower.catch_up()
+                report = await self._weights.look(self._follower, self._runtime.now())
+            except Unavailable as error:
+                self._say(f"weights wait: {error}")
+                report = None
+            if report is not None:
+                logger.info("{}", report.sentence)
+                await self._call(report)
+            if over and (self._weights.is_current(self._follower) or not self._follower.caught_up):
+                self.finished.set()
+                return
+            await self._runtime.sleep(LOOK_EVERY_S)
+
+    # ---- the line ----------------------------------------------------------------------------------------------------
+
+    async def _call(self, message: Message) -> Reply | None:
+        """None when there was no answer, or a refusal, which is logged once."""
+        try:
+            reply = await self._control.call(message, self._digest, CALL_TIMEOUT_S)
+        except (Unavailable, PeerFault) as error:
+            self._say(f"no answer: {error}")
+            return None
+        if reply.receipt is not None:
+            self._follower.expect(reply.receipt)  # the public journal must be the one that was signed to us
+        if reply.notice.reason in (Reason.OK, Reason.NO_WORK):
+            self._said = ""
+        else:
+            self._say(f"{reply.notice.reason.value}: {reply.notice.sentence}; {reply.notice.remedy}")
+        return reply
+
+    def _say(self, line: str) -> None:
+        if line != self._said:
+            self._said = line
+            logger.warning("{}", line)
