@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from loguru import logger
@@ -31,6 +32,13 @@ from subnet.validator.follower import Follower, JournalBroken
 from subnet.validator.validator import Validator
 from subnet.validator.weight_setter import WeightSetter
 
+
+class Closing(Protocol):
+    """A line to the outside."""
+
+    async def close(self) -> None: ...
+
+
 DISCOVERY_PAUSE_S = 2.0
 CLOSE_TIMEOUT_S = 1.0
 
@@ -44,6 +52,7 @@ async def run(settings: config.ValidatorConfig, keypair: Keypair) -> None:
     runtime = SystemRuntime()
     chain = SubtensorChain(settings.network, settings.netuid, keypair, runtime)
     session = HttpSession()
+    lines: list[Closing] = [chain]
     try:
         await chain.check()
         while True:
@@ -54,10 +63,12 @@ async def run(settings: config.ValidatorConfig, keypair: Keypair) -> None:
                 logger.info("waiting for an orchestrator at {}: {}", settings.orchestrator, error)
             await runtime.sleep(DISCOVERY_PAUSE_S)
         control = HttpControlClient(session, settings.orchestrator, keypair, orchestrator, run_id, runtime)
+        objects, journal = HttpObjectClient(session, runtime), HttpJournalReader(session, settings.orchestrator)
+        lines += [control, objects, journal]
         validator = Validator(
             control=control,
-            objects=HttpObjectClient(session, runtime),
-            follower=Follower(HttpJournalReader(session, settings.orchestrator)),
+            objects=objects,
+            follower=Follower(journal),
             weights=WeightSetter(chain),
             runtime=runtime,
             work_dir=Path(settings.work_dir),
@@ -66,7 +77,8 @@ async def run(settings: config.ValidatorConfig, keypair: Keypair) -> None:
         await validator.run()
     finally:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await chain.close()
+            for line in lines:
+                await line.close()
 
 
 def main(argv: list[str]) -> int:

@@ -69,8 +69,8 @@ def _draw(state: State, epoch: Epoch, block_hash: str, at: float) -> list[Effect
     drawn = []
     for hotkey, dossier in sorted(state.pay.dossiers.get(epoch, {}).items()):
         credit = state.ledger.epochs.get(epoch, {}).get(hotkey)
-        if credit is None or credit.work_units <= 0:
-            continue
+        if credit is None or credit.work_units <= 0 or verdicts.forfeits_until(state, hotkey) is not None:
+            continue  # nothing that could be paid for
         q = rules.probability(
             state.spec.audit.rate, state.spec.audit.settled_epochs, num_unexpired(state, hotkey, epoch)
         )

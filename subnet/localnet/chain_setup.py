@@ -1,7 +1,7 @@
 """Puts a local run's subnet on its local chain: `python -m subnet.localnet.chain_setup --run-dir DIR`.
 
 Its own process, so that the launcher stays small and Ctrl-C ends it at any point. Law: the way is the one that an owner
-goes with btcli: create and start the subnet, tune it, register every neuron, stake to the validators. Every step that
+goes with btcli: create and start the subnet, register every neuron, stake to the validators. Every step that
 is done already is skipped; subnet.json is written last.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import bittensor as bt
 import msgspec
 from loguru import logger
 from msgspec import Meta, Struct
@@ -22,15 +21,23 @@ from msgspec import Meta, Struct
 from subnet import config
 from subnet.chain.base import Outcome
 from subnet.chain.coldkey import Coldkey
+from subnet.chain.local.genesis import Genesis
 from subnet.config import Config
 from subnet.errors import ConfigError, Unavailable
+from subnet.localnet import wallets
 from subnet.localnet.folder import Participants, RunFolder
 from subnet.protocol.ids import Hotkey
 from subnet.runtime import SystemRuntime
 
-BLOCK_S = 1.0
-TUNED = {"tempo": 10, "weights_rate_limit": 5, "commit_reveal_weights_enabled": False, "immunity_period": 100}
-"""On-chain hyperparameters of the local subnet: a chain epoch every ten seconds, so that pay is seen to follow work."""
+BLOCK_S = 0.5
+TUNED: dict[str, int | bool] = {
+    "tempo": 20,
+    "weights_rate_limit": 10,
+    "commit_reveal_weights_enabled": False,
+    "immunity_period": 200,
+}
+"""On-chain hyperparameters of the local subnet: a chain epoch every ten seconds, so that pay is seen to follow work. A
+new local chain is told them in its genesis; an owner on a public network sets them with btcli."""
 COLDKEYS = {"orchestrator": 100_000.0, "validator": 50_000.0, "miners": 50_000.0}
 """Wallets and the TAO the chain begins with for each."""
 STAKE_TAO = 8_000.0
@@ -50,23 +57,27 @@ class OnChain(Struct, frozen=True, kw_only=True):
     netuid: int
 
 
+def genesis(folder: RunFolder) -> Genesis:
+    """What the local chain begins with."""
+    return Genesis(
+        endowed={coldkey_address(folder, wallet): tao for wallet, tao in COLDKEYS.items()}, new_subnets=TUNED
+    )
+
+
 def coldkey_address(folder: RunFolder, wallet: str) -> str:
-    return str(bt.Wallet(name=wallet, hotkey="default", path=str(folder.wallets)).coldkeypub.ss58_address)
+    return str(wallets.opened(folder.wallets, wallet).coldkeypub.ss58_address)
 
 
 async def set_up(folder: RunFolder, network: str, runtime: SystemRuntime) -> OnChain:
     """Everything that is still missing. Raises ConfigError and Unavailable."""
     participants = msgspec.json.decode(folder.participants.read_bytes(), type=Participants)
-    wallet = {name: bt.Wallet(name=name, hotkey="default", path=str(folder.wallets)) for name in COLDKEYS}
-    owner, staker, payer = (Coldkey(network, wallet[name], runtime) for name in COLDKEYS)
+    owner, staker, payer = (Coldkey(network, wallets.opened(folder.wallets, name), runtime) for name in COLDKEYS)
     try:
         netuid = _known(folder)
         if netuid is None:
             created = await owner.create_subnet(participants.orchestrator)
             netuid = _checked(created.outcome, created.netuid)
             _checked(await owner.start_subnet(netuid))
-            for name, value in TUNED.items():
-                _checked(await owner.set_hyperparameter(netuid, name, value))
         await _register(staker, netuid, participants.validators.values())
         await _register(payer, netuid, participants.miners.values())
         if not folder.subnet.exists():

@@ -13,7 +13,7 @@ import msgspec
 from subnet.config import LocalnetConfig
 from subnet.errors import ConfigError, SubnetError
 from subnet.localnet.cast import Part
-from subnet.localnet.chain_setup import BLOCK_S, COLDKEYS, OnChain, coldkey_address
+from subnet.localnet.chain_setup import BLOCK_S, OnChain, genesis
 from subnet.localnet.folder import Participants, Plan, RunFolder, TextFacts, free_port
 from subnet.localnet.processes import SOURCES, Child, Processes, ended
 from subnet.runtime import Runtime
@@ -47,10 +47,10 @@ class Crew:
     async def start_chain(self) -> Child:
         """The local chain, with the run's subnet on it."""
         self._folder.chain_address.unlink(missing_ok=True)
-        rich = [f"{coldkey_address(self._folder, wallet)}={tao:g}" for wallet, tao in COLDKEYS.items()]
+        self._folder.chain.mkdir(exist_ok=True)
+        (self._folder.chain / "genesis.json").write_bytes(msgspec.json.encode(genesis(self._folder)))
         options = ["--state", str(self._folder.chain), "--port", "0", "--block", f"{BLOCK_S:g}s"]
-        endowed = [word for one in rich for word in ("--endow", one)]
-        chain = await self._processes.start("chain", ["-m", "subnet.chain.local", *options, *endowed, *self._level()])
+        chain = await self._processes.start("chain", ["-m", "subnet.chain.local", *options, *self._level()])
         await self._listens(chain, self._folder.chain_address)
         await self._to_its_end("chain-setup", "subnet.localnet.chain_setup")
         # the address may be another one than before a resume, the subnet is the same

@@ -1,7 +1,9 @@
-"""What the operator sees while a local run is on: plain lines, made from the orchestrator's public status.
+"""What the operator sees while a local run is on, as plain lines made from the orchestrator's public status.
 
-Law: reads GET /v1/status and nothing else, so everything shown here is there for everybody. `Progress.lines` is a pure
-function of the statuses seen so far; a line appears when something changed, and a summary at most every ten seconds.
+Law: reads GET /v1/status, and the chain's own reading for what was paid, and nothing else: everything shown here is
+there for everybody. `Progress.lines` is a pure function of what was seen so far; a line appears when something changed,
+and a summary at most every ten seconds. A status may lack any field, and may have more than are read here. `view` shows
+the same on a terminal.
 """
 
 from __future__ import annotations
@@ -9,55 +11,139 @@ from __future__ import annotations
 import asyncio
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 import msgspec
 from msgspec import Struct, field
 
+from subnet.chain.base import Subnet
+from subnet.localnet.words import alphas, emissions, name_of, printable, why
+from subnet.protocol.reasons import Reason
+
 SUMMARY_EVERY_S = 10.0
 TIMEOUT_S = 3.0
+TOLD_AGAIN = 0.02
+"""Emissions are told again when somebody's share of them changed by as much."""
+
+# ---- the public status -----------------------------------------------------------------------------------------------
 
 
 class Replica(Struct):
-    hotkey: str
-    live: bool
+    hotkey: str = ""
+    live: bool = False
     epoch_micro_batches: int = 0
     credit: float = 0.0
+    reason: str = ""
+    sentence: str = ""
+    remedy: str = ""
 
 
 class Merge(Struct):
-    epoch: int
-    shards: int
-    lost: int
-    single: int
-    agreed: int
-    disputed: int
+    epoch: int = 0
+    shards: int = 0
+    lost: int = 0
+    single: int = 0
+    agreed: int = 0
+    disputed: int = 0
 
 
 class StageStatus(Struct):
-    stage: int
-    epoch: int
-    phase: str
+    stage: int = 0
+    epoch: int = 0
+    phase: str = ""
     sentence: str = ""
     replicas: list[Replica] = field(default_factory=list)
     merges: list[Merge] = field(default_factory=list)
+    """The newest ones."""
+    reason: str = ""
 
 
 class Evaluation(Struct):
-    epoch: int
-    loss: float
+    epoch: int = 0
+    loss: float = 0.0
+
+
+class Incident(Struct):
+    at: float = 0.0
+    reason: str = ""
+    sentence: str = ""
+    hotkey: str | None = None
+
+
+class Verdicts(Struct):
+    """Of one miner's audits, or of all."""
+
+    passed: int = 0
+    failed: int = 0
+    not_revealed: int = 0
+    unreadable: int = 0
+    sentence: str = ""
+
+
+class Audits(Verdicts):
+    open: int = 0
+    replay_s: float = 0.0
+    compute_s: float = 0.0
+    by_hotkey: dict[str, Verdicts] = field(default_factory=dict)
+
+    @property
+    def cost_share(self) -> float | None:
+        """Seconds of replay for one of training; None before there was any."""
+        return self.replay_s / self.compute_s if self.compute_s > 0 else None
+
+
+class Slip(Struct):
+    """What one hotkey is paid for, or why it is not."""
+
+    uid: int | None = None
+    score: float = 0.0
+    weight: float = 0.0
+    reason: str = ""
+    sentence: str = ""
+    remedy: str = ""
+
+
+class WeightsReport(Struct):
+    """What a validator said of the weights it has set; block 0: the chain did not take them."""
+
+    index: int = 0
+    block: int = 0
+    sentence: str = ""
+
+
+class Pay(Struct):
+    scores: dict[str, Slip] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    validators: dict[str, WeightsReport] = field(default_factory=dict)
+
+
+class Chain(Struct):
+    block: int = 0
 
 
 class Status(Struct):
     """The part of the public status that the launcher uses."""
 
-    finished: bool
-    tokens: int
-    micro_batches: int
-    in_flight: int
+    finished: bool = False
+    tokens: int = 0
+    micro_batches: int = 0
+    in_flight: int = 0
     loss: float | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
     stages: list[StageStatus] = field(default_factory=list)
+    at: float = 0.0
+    target_epochs: int = 0
+    abandoned: int = 0
+    first_completed_at: float | None = None
+    last_completed_at: float = 0.0
+    incident_count: int = 0
+    incidents: list[Incident] = field(default_factory=list)
+    audits: Audits = field(default_factory=Audits)
+    pay: Pay = field(default_factory=Pay)
+    chain: Chain = field(default_factory=Chain)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)
 
     def credit(self) -> dict[str, float]:
         """By hotkey."""
@@ -79,6 +165,9 @@ def _fetch(url: str) -> Status | None:
         return None
 
 
+# ---- lines -----------------------------------------------------------------------------------------------------------
+
+
 class Progress:
     """Turns statuses into lines. `names` are the miners' names by hotkey."""
 
@@ -88,26 +177,38 @@ class Progress:
         self._live: dict[str, int] = {}
         self._merges: set[tuple[int, int]] = set()
         self._evaluations: set[int] = set()
+        self._verdicts: dict[str, Verdicts] = {}
+        self._paid: dict[str, str] = {}
+        """Reason of each hotkey's pay."""
+        self._weights: dict[str, WeightsReport] = {}
+        self._emissions: dict[str, float] = {}
+        """Shares that were told last."""
         self._summary_at_s = float("-inf")
         self._tokens = 0
 
-    def lines(self, status: Status, now_s: float) -> list[str]:
-        """What is new in `status`, seen `now_s` seconds after the launch."""
+    def lines(self, status: Status, now_s: float, subnet: Subnet | None = None) -> list[str]:
+        """What is new in `status` and on the chain, seen `now_s` seconds after the launch."""
         return [
             *self._membership(status),
             *self._stages(status),
             *self._losses(status),
+            *self._audits(status.audits),
+            *self._pay(status.pay),
+            *(self._chain_epoch(subnet) if subnet is not None else ()),
             *self._summary(status, now_s),
         ]
 
     def _membership(self, status: Status) -> Iterator[str]:
+        replicas = {replica.hotkey: replica for stage in status.stages for replica in stage.replicas}
         live = {r.hotkey: s.stage for s in status.stages for r in s.replicas if r.live}
         for hotkey, stage in live.items():
             if self._live.get(hotkey) != stage:
                 yield f"{self._name(hotkey)} trains stage {stage}"
         for hotkey, stage in self._live.items():
             if hotkey not in live:
-                yield f"{self._name(hotkey)} left stage {stage}"
+                gone = replicas.get(hotkey, Replica())
+                said = why(gone.reason, gone.sentence, gone.remedy)
+                yield f"{self._name(hotkey)} left stage {stage}" + (f": {said}" if said else "")
         self._live = live
 
     def _stages(self, status: Status) -> Iterator[str]:
@@ -122,13 +223,59 @@ class Progress:
             before = self._phases.get(stage.stage)
             self._phases[stage.stage] = (stage.epoch, stage.phase)
             if before is not None and before != (stage.epoch, stage.phase) and stage.phase in ("uploading", "paused"):
-                yield f"stage {stage.stage} {stage.phase}, epoch {stage.epoch}: {stage.sentence}"
+                yield printable(f"stage {stage.stage} {stage.phase}, epoch {stage.epoch}: {stage.sentence}")
 
     def _losses(self, status: Status) -> Iterator[str]:
         for evaluation in status.evaluations:
             if evaluation.epoch not in self._evaluations:
                 self._evaluations.add(evaluation.epoch)
                 yield f"validation loss {evaluation.loss:.3f} nats/token after {evaluation.epoch} epochs"
+
+    def _audits(self, audits: Audits) -> Iterator[str]:
+        passed = []
+        for hotkey, now in audits.by_hotkey.items():
+            before, name = self._verdicts.get(hotkey, Verdicts()), self._name(hotkey)
+            self._verdicts[hotkey] = now
+            if now.failed > before.failed:
+                yield f"audit of {name} FAILED: {why(Reason.AUDIT_FAILED, now.sentence)}"
+            if now.not_revealed > before.not_revealed:
+                yield f"audit of {name}: {why(Reason.NOT_REVEALED, now.sentence)}"
+            if now.unreadable > before.unreadable:
+                yield f"audit of {name}: {why(Reason.UNREADABLE, now.sentence)}"
+            if now.passed > before.passed:
+                passed.append(name)
+        if passed:
+            cost = "" if audits.cost_share is None else f"; replays cost {audits.cost_share:.1%} of training compute"
+            yield f"audits passed: {', '.join(passed)} ({audits.passed} so far{cost})"
+
+    def _pay(self, pay: Pay) -> Iterator[str]:
+        unpaid: defaultdict[str, list[str]] = defaultdict(list)
+        paid = []
+        for hotkey, slip in pay.scores.items():
+            before, self._paid[hotkey] = self._paid.get(hotkey, Reason.NO_COUNTED_WORK), slip.reason
+            if slip.reason == before:
+                continue  # who has just come has nothing counted yet, and nobody need be told
+            if slip.reason == Reason.PAID:
+                paid.append(f"{self._name(hotkey)} {slip.weight:.1%}")
+            else:
+                unpaid[why(slip.reason, slip.sentence, slip.remedy)].append(self._name(hotkey))
+        if paid:
+            yield f"earns from now on: {', '.join(paid)} of the weight"
+        for said, names in unpaid.items():
+            yield f"unpaid: {', '.join(names)}: {said}"
+        for hotkey, report in pay.validators.items():
+            if self._weights.get(hotkey) != report:
+                self._weights[hotkey] = report
+                did = f"set weights of record {report.index}" if report.block else "could not set weights"
+                yield f"validator {self._name(hotkey)} {did}: {printable(report.sentence)}"
+
+    def _chain_epoch(self, subnet: Subnet) -> Iterator[str]:
+        paid = emissions(subnet, self._names)
+        total, before = sum(paid.values()), self._emissions
+        shares = {name: alpha / total for name, alpha in paid.items()}
+        if any(abs(shares.get(n, 0.0) - before.get(n, 0.0)) >= TOLD_AGAIN for n in {*shares, *before}):
+            self._emissions = shares
+            yield f"chain paid by block {subnet.block.number}: {alphas(paid.items())} in its last epoch"
 
     def _summary(self, status: Status, now_s: float) -> Iterator[str]:
         since_s = now_s - self._summary_at_s
@@ -144,4 +291,4 @@ class Progress:
         self._summary_at_s, self._tokens = now_s, status.tokens
 
     def _name(self, hotkey: str) -> str:
-        return self._names.get(hotkey, hotkey[:8])
+        return name_of(self._names, hotkey)

@@ -1,8 +1,9 @@
 """localnet-report.json: what a run did, folded from its journal.
 
-Law: figures about training come from the journal alone, so anybody who holds it gets the same ones; what only the
-launcher can know (wall time, memory, the faults it injected) is added under its own names. Written when every process
-has ended. Keys are DESIGN 9's; those of later steps (audits, clasp, scores, weights, emission) are not there yet.
+Law: figures about training, audits and pay come from the journal alone, so anybody who holds it gets the same ones;
+emissions come from the chain's last reading; what only the launcher can know (wall time, memory, the faults it
+injected) is added under its own names. Written when every process has ended. Keys are DESIGN 9's; `clasp` is null: no
+attribution is computed yet.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from subnet.chain.base import Subnet
 from subnet.coordination.state import MergeRecord, State
+from subnet.localnet import pay_report
 from subnet.localnet.faults import Fault, FaultRecord
 from subnet.localnet.folder import Plan, RunFolder, TextFacts
 from subnet.localnet.record import fold, written_bytes
@@ -35,24 +38,33 @@ class LaunchFacts(Struct):
     sample: str = ""
 
 
-async def write(plan: Plan, names: Mapping[str, str], facts: LaunchFacts, path: Path) -> list[str]:
-    """Writes the report to `path`; returns the summary for the terminal. `names` are the miners' names by hotkey."""
+async def write(
+    plan: Plan, names: Mapping[str, str], facts: LaunchFacts, path: Path, subnet: Subnet | None = None
+) -> list[str]:
+    """Writes the report to `path`; returns the summary for the terminal.
+
+    `names` are the miners' names by hotkey, `subnet` is the chain's last reading where there was a chain.
+    """
     journal = await SqlJournal.open(f"sqlite:///{plan.folder.journal}")
     try:
         folded = await fold(journal)
     finally:
         await journal.close()
     text = msgspec.json.decode(plan.folder.text_facts.read_bytes(), type=TextFacts)
+    state = folded.state
     report = {
-        **training(folded.state),
+        **training(state),
         "unigram_entropy": text.unigram_entropy,
-        "wire": wire(folded.state),
-        "merges": merges(folded.state),
-        "miners": miners(folded.state, plan.folder, names),
-        "stalls_s": stalls(folded.state),
-        "incidents": [msgspec.to_builtins(incident) for incident in folded.state.incidents],
-        "outcomes": folded.state.outcomes,
-        "refusals": folded.state.refusals,
+        "wire": wire(state),
+        "merges": merges(state),
+        "audits": pay_report.audits(state, names),
+        "clasp": None,
+        **pay_report.pay(state, names, subnet),
+        "miners": miners(state, plan.folder, names),
+        "stalls_s": stalls(state),
+        "incidents": incidents(state, names),
+        "outcomes": state.outcomes,
+        "refusals": state.refusals,
         "journal": {"records": folded.records, "head": folded.head},
         "faults": faults(facts),
         "first_micro_batch_s": facts.first_micro_batch_s,
@@ -162,6 +174,16 @@ def stalls(state: State) -> dict[str, float]:
     }
 
 
+def incidents(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+    """How many there were, and the latest, oldest first."""
+    latest = [
+        {"at": one.at, "reason": one.reason, "sentence": one.sentence, "hotkey": one.hotkey}
+        | ({"name": names[one.hotkey]} if one.hotkey in names else {})
+        for one in state.incidents
+    ]
+    return {"count": state.incident_count, "latest": latest}
+
+
 def faults(facts: LaunchFacts) -> dict[str, Any]:
     """Kills on purpose are counted; deaths by themselves and late joiners are listed beside them."""
     kills = [record for record in facts.faults if record.fault is Fault.KILLED]
@@ -177,7 +199,7 @@ def faults(facts: LaunchFacts) -> dict[str, Any]:
 
 
 def summary(report: Mapping[str, Any], path: Path) -> list[str]:
-    """A dozen lines at most."""
+    """What the operator wants to know first, a line each."""
     speed, merged, losses = report["tokens_per_s"], report["merges"], report["validation_losses"]
     ratio = report["wire"]["ratio_vs_bf16"]["forward"]
     lost = sum(miner["lost_work_units"] for miner in report["miners"].values())
@@ -192,6 +214,7 @@ def summary(report: Mapping[str, Any], path: Path) -> list[str]:
         f"credit    every receipt of {len(report['miners'])} miners is in the ledger"
         if lost == 0
         else f"credit    {lost:.3f} work units of receipts are not in the ledger",
+        *pay_report.summary(report),
         f"memory    largest miner {largest} MB, orchestrator {memory.get('orchestrator', 0)} MB",
     ]
     if losses:

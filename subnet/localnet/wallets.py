@@ -15,6 +15,11 @@ from subnet.errors import ConfigError
 from subnet.protocol.ids import Hotkey
 
 
+def opened(folder: Path, name: str) -> bt.Wallet:
+    """A wallet below `folder` whose coldkey has no password."""
+    return bt.Wallet(name=name, hotkey="default", path=str(folder))
+
+
 def ensure(folder: Path, name: str, hotkeys: Sequence[str]) -> dict[str, Hotkey]:
     """Hotkey name → address of a wallet below `folder`, created where missing. Raises ConfigError."""
     addresses = {}

@@ -63,6 +63,7 @@ class Validator:
         self._busy: dict[ItemId, asyncio.Task[None]] = {}
         self._evaluating: asyncio.Task[None] | None = None
         self._evaluated = -1
+        self._told = asyncio.Event()
         self.finished = asyncio.Event()
         self._said = ""
 
@@ -108,7 +109,16 @@ class Validator:
                 await self._reviewed(reply, group)
                 if reply.finished and not self._found and not self._busy and self._idle():
                     return
-            await self._runtime.sleep(LOOK_EVERY_S)
+            await self._news()
+
+    async def _news(self) -> None:
+        """Until it is time to look again, or a finding is there to be told."""
+        self._told.clear()
+        try:
+            async with asyncio.timeout(LOOK_EVERY_S):
+                await self._told.wait()
+        except TimeoutError:
+            pass
 
     def _idle(self) -> bool:
         return self._evaluating is None or self._evaluating.done()
@@ -151,6 +161,7 @@ class Validator:
             async with self._turn:
                 done = await auditor.audit(work)
             self._found[work.item] = done
+            self._told.set()
         finally:
             del self._busy[work.item]
         logger.info("audit of {}: {} passes, {}", about, len(work.passes), done.figures or done.sentence)

@@ -11,7 +11,7 @@ from subnet import config
 from subnet.config import Config, LocalnetConfig, MinerConfig, OrchestratorConfig
 from subnet.errors import ConfigError
 
-ALL = (LocalnetConfig, OrchestratorConfig, MinerConfig, config.EvaluatorConfig)
+ALL = (LocalnetConfig, OrchestratorConfig, MinerConfig, config.ValidatorConfig)
 
 
 def localnet(*flags: str) -> LocalnetConfig:

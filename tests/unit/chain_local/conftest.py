@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from subnet.chain.local.chain import Chain
 from subnet.chain.local.genesis import Genesis
-from subnet.chain.local.ledger import accounts
+from subnet.chain.local.ledger import accounts, stake
 from subnet.chain.local.ledger.storage import Storage
 from subnet.chain.local.store import Store
 
@@ -23,11 +24,13 @@ RULES = {"tempo": 10, "weights_rate_limit": 0, "commit_reveal_weights_enabled": 
 PEOPLE = ("owner", "validator", "second", "miner", "other", "stranger")
 
 
+@cache
 def key(name: str) -> Any:
     """A key pair, the same for the same name."""
     return core.Keypair.create_from_uri(f"//{name}")
 
 
+@cache
 def address(name: str) -> str:
     return str(key(name).ss58_address)
 
@@ -46,7 +49,9 @@ def random_source(seed: bytes) -> Callable[[int], bytes]:
 class Laboratory:
     """The chain and its people: `name` signs as a coldkey, `name/hot` as that person's hotkey."""
 
-    def __init__(self, genesis: Genesis, path: Path | None = None, keep_blocks: int = 600, seed: bytes = b"lab") -> None:
+    def __init__(
+        self, genesis: Genesis, path: Path | None = None, keep_blocks: int = 600, seed: bytes = b"lab"
+    ) -> None:
         self.now = START
         self.store = Store(path)
         self.chain = Chain(
@@ -64,10 +69,10 @@ class Laboratory:
     # ---- signing
 
     def extrinsic(
-        self, who: str, pallet: str, name: str, nonce: int | None = None, era: Any = "00", **args: Any
+        self, who: str, pallet: str, call_name: str, /, nonce: int | None = None, era: Any = "00", **args: Any
     ) -> bytes:
         runtime = self.chain.interface._runtime
-        call = self.chain.interface.compose_call(pallet, name, args)
+        call = self.chain.interface.compose_call(pallet, call_name, args)
         genesis = bytes.fromhex(str(self.chain.hash_at(0))[2:])
         born = era["current"] // era["period"] * era["period"] if isinstance(era, dict) else 0
         birth = bytes.fromhex(str(self.chain.hash_at(born))[2:])
@@ -81,10 +86,10 @@ class Laboratory:
 
     # ---- doing
 
-    def submit(self, who: str, pallet: str, name: str, **args: Any) -> str:
+    def submit(self, who: str, pallet: str, name: str, /, **args: Any) -> str:
         return self.chain.submit(self.extrinsic(who, pallet, name, **args))
 
-    def do(self, who: str, pallet: str, name: str, **args: Any) -> str:
+    def do(self, who: str, pallet: str, name: str, /, **args: Any) -> str:
         """In a block of its own; '' when it succeeded, else the error's name."""
         digest = self.submit(who, pallet, name, **args)
         assert digest in self.block().included
@@ -100,11 +105,12 @@ class Laboratory:
 
     def events(self) -> list[tuple[str, str, Any]]:
         """(pallet, name, attributes) of the newest block."""
-        found = []
-        for record in self.storage.get("System", "Events"):
-            ((pallet, event),) = record["event"].items()
-            ((name, attributes),) = event.items() if isinstance(event, dict) else ((event, ()),)
-            found.append((pallet, name, attributes))
+        events = self.storage.get("System", "Events")
+        return [(event["module_id"], event["event_id"], event["attributes"]) for event in events]
+
+    def event(self, name: str) -> Any:
+        """Attributes of the newest block's one event of that name."""
+        (found,) = [attributes for _, event, attributes in self.events() if event == name]
         return found
 
     def errors(self) -> list[str]:
@@ -128,8 +134,40 @@ class Laboratory:
     def free(self, who: str) -> int:
         return accounts.free(self.storage, address(who))
 
-    def uid(self, who: str) -> int:
-        return self.storage.number("Uids", NETUID, address(who))
+    def uid(self, who: str) -> int | None:
+        """Of a hotkey in the town."""
+        found = self.storage.value("Uids", NETUID, address(f"{who}/hot"))
+        return None if found is None else int(found)
+
+    def alpha(self, hot: str, cold: str, netuid: int = NETUID) -> int:
+        """Rao of one coldkey's alpha at one hotkey."""
+        return stake.stake_of(self.storage, address(f"{hot}/hot"), address(cold), netuid)
+
+    # ---- what people often do in the town
+
+    def weigh(self, who: str, weights: dict[int, int], version_key: int = 0) -> str:
+        return self.do(
+            f"{who}/hot",
+            "SubtensorModule",
+            "set_weights",
+            netuid=NETUID,
+            dests=list(weights),
+            weights=list(weights.values()),
+            version_key=version_key,
+        )
+
+    def register(self, who: str, hotkey: str | None = None) -> str:
+        hotkey = address(f"{hotkey or who}/hot")
+        return self.do(who, "SubtensorModule", "burned_register", netuid=NETUID, hotkey=hotkey)
+
+    def tune(self, setter: str, who: str = "owner", **args: Any) -> str:
+        return self.do(who, "AdminUtils", f"sudo_set_{setter}", netuid=NETUID, **args)
+
+    def to_epoch(self) -> None:
+        """Blocks until the town's next epoch has been run."""
+        before = self.storage.number("SubnetEpochIndex", NETUID)
+        while self.storage.number("SubnetEpochIndex", NETUID) == before:
+            self.block()
 
 
 def fresh(**changes: Any) -> Genesis:

@@ -65,7 +65,7 @@ def check(state: State, history: list[dict[bytes, bytes]]) -> None:
         assert state.keys(prefix) == sorted(key for key in history[-1] if key.startswith(prefix))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(blocks)
 def test_state_is_what_was_written(story: list[Any]) -> None:
     """1. Whatever is written, undone and forgotten: each block that is kept reads as it was; what the disk holds gives
@@ -83,7 +83,7 @@ def test_state_is_what_was_written(story: list[Any]) -> None:
     store.close()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(blocks)
 def test_no_more_is_kept_than_needed(story: list[Any]) -> None:
     """2. A counter that changes in every block leaves at most one version for each block that can be read."""

@@ -66,7 +66,9 @@ class Waiting:
         return found
 
     def forget(self, extrinsic: Extrinsic) -> None:
+        """Does nothing when another one waits in its place."""
         waiting = self._by_signer.get(extrinsic.who, {})
-        waiting.pop(extrinsic.nonce, None)
+        if waiting.get(extrinsic.nonce) is extrinsic:
+            del waiting[extrinsic.nonce]
         if not waiting:
             self._by_signer.pop(extrinsic.who, None)

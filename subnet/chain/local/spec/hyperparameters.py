@@ -73,7 +73,7 @@ target_regs_per_interval TargetRegistrationsPerInterval u16 2 target_registratio
 min_burn MinBurn TaoBalance 500000 min_burn min_burn
 max_burn MaxBurn TaoBalance {100 * RAO_PER_TAO} max_burn max_burn
 bonds_moving_avg BondsMovingAverage u64 900000 bonds_moving_average bonds_moving_average
-max_regs_per_block MaxRegistrationsPerBlock u16 1 max_registrations_per_block max_registrations_per_block new=64
+max_regs_per_block MaxRegistrationsPerBlock u16 1 max_registrations_per_block = owner=no new=64
 serving_rate_limit ServingRateLimit u64 50 serving_rate_limit serving_rate_limit
 max_validators MaxAllowedValidators u16 128 max_allowed_validators max_allowed_validators new=64
 max_allowed_uids MaxAllowedUids u16 256 max_allowed_uids max_allowed_uids
@@ -94,7 +94,7 @@ owner_cut_enabled OwnerCutEnabled bool 1 owner_cut_enabled enabled
 owner_cut_auto_lock_enabled OwnerCutAutoLockEnabled bool 0 - -
 subnet_emission_enabled SubnetEmissionEnabled bool 1 subnet_emission_enabled enabled owner=no
 subnet_is_active SubtokenEnabled bool 0 subtoken_enabled subtoken_enabled owner=no
-min_non_immune_uids MinNonImmuneUids u16 10 min_non_immune_uids min owner=no listed=no
+min_non_immune_uids MinNonImmuneUids u16 10 min_non_immune_uids min owner=no listed=no new=0
 """
 
 HYPERPARAMETERS: tuple[Hyperparameter, ...] = tuple(_row(line) for line in _TABLE.strip().splitlines())

@@ -1,0 +1,56 @@
+"""Where the launcher's words go: lines above a live page on a terminal, lines alone elsewhere.
+
+Law: shows what it is given, decides nothing about the run, and gives the terminal back however the run ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from subnet.chain.base import Subnet
+from subnet.localnet.course import Course
+from subnet.localnet.progress import Progress, Status
+from subnet.localnet.view import page
+from subnet.localnet.words import printable
+
+
+class Screen:
+    """One run's. `console` is the process's own terminal or pipe unless a test brings another."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live: Live | None = None
+        self._course = Course()
+        self._progress: Progress | None = None
+
+    def say(self, line: str) -> None:
+        """One line, which stays."""
+        if self._is_live:
+            self._console.print(Text(printable(line)))
+        else:
+            print(line, file=self._console.file, flush=True)
+
+    def show(self, status: Status, names: Mapping[str, str], now_s: float, subnet: Subnet | None = None) -> list[str]:
+        """Take in a status, `now_s` seconds after the launch. What is new in words, where there is no live page."""
+        if not self._is_live:
+            self._progress = self._progress or Progress(names)
+            return self._progress.lines(status, now_s, subnet)
+        self._course.note(status, now_s)
+        made = page(status, self._course, names, subnet, self._console.height)
+        if self._live is None:
+            # refreshed by hand: no thread, and nothing is drawn that was not given
+            self._live = Live(made, console=self._console, auto_refresh=False)
+            self._live.start()
+        self._live.update(made, refresh=True)
+        return []
+
+    def close(self) -> None:
+        """The last page stays where it is; what is said from now on comes below it."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
