@@ -177,8 +177,7 @@ def stalls(state: State) -> dict[str, float]:
 def incidents(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """How many there were, and the latest, oldest first."""
     latest = [
-        {"at": one.at, "reason": one.reason, "sentence": one.sentence, "hotkey": one.hotkey}
-        | ({"name": names[one.hotkey]} if one.hotkey in names else {})
+        {**msgspec.to_builtins(one), "name": names.get(one.hotkey, one.hotkey) if one.hotkey else None}
         for one in state.incidents
     ]
     return {"count": state.incident_count, "latest": latest}

@@ -219,7 +219,7 @@ def _reasons(status: Status, names: Mapping[str, str], count_max: int) -> Iterat
         more = f" and {len(who) - NAMES_MAX} more" if len(who) > NAMES_MAX else ""
         text = _line("why", f"{', '.join(who[:NAMES_MAX])}{more} {state.what}: ")
         text.append_text(_reason(state.reason)).append(f": {cut(state.sentence)}" if state.sentence else "")
-        yield text.append(f" → {state.remedy or remedy_of(state.reason)}", "italic")
+        yield text.append(f" → {cut(state.remedy or remedy_of(state.reason))}", "italic")
     if len(ranked) > count_max:
         yield _line("", f"and {len(ranked) - count_max} more")
 

@@ -34,7 +34,7 @@ def remedy_of(reason: str) -> str:
 def why(reason: str, sentence: str, remedy: str = "") -> str:
     """A state in a line: code, sentence, remedy."""
     said, remedy = ": ".join(part for part in (printable(reason), cut(sentence)) if part), remedy or remedy_of(reason)
-    return f"{said}; {remedy}" if remedy else said
+    return f"{said}; {cut(remedy)}" if remedy else said
 
 
 def name_of(names: Mapping[str, str], hotkey: str) -> str:

@@ -28,6 +28,7 @@ from subnet.merging import compression
 from subnet.merging.shards import ShardReduction
 from subnet.miner.miner import Miner, data_path
 from subnet.model.trainer import Trainer
+from subnet.orchestrator import registrations
 from subnet.orchestrator.service import Service, read_state
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey, Stage, Values
@@ -46,7 +47,7 @@ ORCHESTRATOR = Hotkey("orchestrator")
 VALIDATOR = Hotkey("validator")
 """May audit and evaluate from the start; others need a permit of the chain."""
 BLOCK_S = 1.0
-TEMPO_BLOCKS = 20
+TEMPO_BLOCKS = 5
 EVALUATED_TOKENS = 512
 
 _decode_envelope = msgspec.json.Decoder(m.Envelope).decode
@@ -65,6 +66,7 @@ class World:
         self._text, self._folder, self._seed, self._target_epochs = text, folder, seed, target_epochs
         self._hosts = 0
         self._host: asyncio.Task[NoReturn] | None = None
+        self._watch: asyncio.Task[NoReturn] | None = None
         self._service: Service | None = None
         self._group = asyncio.TaskGroup()
         self._grown = asyncio.Event()
@@ -119,13 +121,16 @@ class World:
 
         self._host = self._group.create_task(service.run(begin))
         await begun.wait()
+        if self.spec.audit.rate > 0:
+            self._watch = self._group.create_task(registrations.watch_chain(chain, service, runtime))
         self._service = self.door.service = service
 
     def stop_orchestrator(self) -> None:
         """Its process is gone at once; the journal and the objects stay."""
         self.door.service = None
-        if self._host is not None:
-            self._host.cancel()
+        for task in (self._host, self._watch):
+            if task is not None:
+                task.cancel()
 
     async def start(
         self,

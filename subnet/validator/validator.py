@@ -8,6 +8,7 @@ journal and from nothing else; a journal that breaks ends the validator with the
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from subnet.validator.weight_setter import WeightSetter
 LOOK_EVERY_S = 1.0
 CALL_TIMEOUT_S = 20.0
 FIRST_RECORD_EVERY_S = 1.0
+LAST_WEIGHTS_S = 60.0
+"""After the run's end: a chain that refuses for longer keeps the weights it has."""
 FOUND_MAX = 64
 
 
@@ -195,6 +198,7 @@ class Validator:
 
     async def _weigh(self, reviews: asyncio.Task[None]) -> None:
         """Follow the journal and keep the chain's weights what they should be; once more after the run's end."""
+        ends_at, untold = math.inf, None
         while True:
             over = reviews.done()
             try:
@@ -205,10 +209,15 @@ class Validator:
                 report = None
             if report is not None:
                 logger.info("{}", report.sentence)
-                await self._call(report)
-            if over and (self._weights.is_current(self._follower) or not self._follower.caught_up):
-                self.finished.set()
-                return
+                untold = report
+            if untold is not None and isinstance(await self._call(untold), Noted):
+                untold = None
+            if over:
+                ends_at = min(ends_at, self._runtime.now() + LAST_WEIGHTS_S)
+                current = untold is None and self._follower.caught_up and self._weights.is_current(self._follower)
+                if current or self._runtime.now() >= ends_at:
+                    self.finished.set()
+                    return
             await self._runtime.sleep(LOOK_EVERY_S)
 
     # ---- the line ----------------------------------------------------------------------------------------------------

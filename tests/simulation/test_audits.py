@@ -18,6 +18,7 @@ from subnet.simulation.world import World
 AUDITED = {"rate": 1.0, "settled_epochs": 100, "segment_steps": 1, "reveal_deadline_s": 20.0, "replay_deadline_s": 20.0}
 
 MakeWorld = Callable[..., World]
+pytestmark = pytest.mark.looptime(end=20_000)
 
 
 async def test_honest_miners_pass_every_audit_and_are_paid_by_their_work(

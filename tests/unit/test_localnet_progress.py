@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from subnet.localnet.progress import Evaluation, Merge, Progress, Replica, StageStatus, Status
+from subnet.chain.base import Block, Pay, Subnet
+from subnet.localnet import progress
+from subnet.localnet.progress import Audits, Evaluation, Merge, Progress, Replica, Slip, StageStatus, Status, Verdicts
+from subnet.localnet.words import LETTERS_MAX, why
+from subnet.protocol.ids import Hotkey
+from subnet.protocol.messages import Neuron
+from subnet.protocol.reasons import REMEDY, Reason
 
 NAMES = {"5Aaa": "miner-0", "5Bbb": "miner-1"}
 
@@ -58,6 +64,109 @@ def test_waiting_says_why() -> None:
 
 
 def test_a_status_may_say_more_than_we_read() -> None:
-    """4. A newer orchestrator adds fields; the launcher goes on."""
-    text = b'{"finished":false,"tokens":0,"micro_batches":0,"in_flight":0,"stages":[],"new":{"a":1}}'
-    assert msgspec.json.decode(text, type=Status).credit() == {}
+    """4. A newer orchestrator adds fields and drops others; the launcher goes on."""
+    text = b'{"tokens":0,"micro_batches":0,"in_flight":0,"stages":[{"replicas":[{}],"merges":[{}]}],"new":{"a":1}}'
+    read = msgspec.json.decode(text, type=Status)
+    assert read.credit() == {"": 0.0} and not read.finished
+    assert Progress(NAMES).lines(read, 1.0) == ["stage 0 merged epoch 0: 0 shards, " + ZEROS]
+
+
+ZEROS = "0 agreed, 0 single, 0 lost, 0 disputed"
+
+
+# ---- trust and pay ---------------------------------------------------------------------------------------------------
+
+
+def audited(**by_hotkey: Verdicts) -> Audits:
+    made = {f"5{name}": verdicts for name, verdicts in by_hotkey.items()}
+    return Audits(passed=sum(v.passed for v in made.values()), replay_s=1.0, compute_s=25.0, by_hotkey=made)
+
+
+def test_verdicts_are_told_once() -> None:
+    """5. One passes, one fails, one shows nothing, one cannot be replayed: each verdict is told when it comes, what is
+    bad with reason, sentence and remedy."""
+    shown = Progress(NAMES)
+    shown.lines(status(0, audits=audited(Aaa=Verdicts())), 1.0)
+    now = audited(
+        Aaa=Verdicts(passed=2),
+        Bbb=Verdicts(passed=1, failed=1, sentence="stage 1 epoch 0 segment 2: too far off"),
+        Cccccccccc=Verdicts(not_revealed=1, sentence="stage 0 epoch 0: not shown"),
+        Ddd=Verdicts(unreadable=1, sentence="stage 0 epoch 0: an input is gone"),
+    )
+    lines = shown.lines(status(0, audits=now), 2.0)
+    assert lines == [
+        f"audit of miner-1 FAILED: audit-failed: stage 1 epoch 0 segment 2: too far off; {REMEDY[Reason.AUDIT_FAILED]}",
+        f"audit of 5Ccccccc: not-revealed: stage 0 epoch 0: not shown; {REMEDY[Reason.NOT_REVEALED]}",
+        f"audit of 5Ddd: unreadable: stage 0 epoch 0: an input is gone; {REMEDY[Reason.UNREADABLE]}",
+        "audits passed: miner-0, miner-1 (3 so far; replays cost 4.0% of training compute)",
+    ]
+    assert shown.lines(status(0, audits=now), 3.0) == []
+
+
+def test_a_removed_miner_is_told_why() -> None:
+    """6. Its session ends after a failed audit: the line says the reason, and what to do."""
+    shown = Progress(NAMES)
+    shown.lines(status(0), 1.0)
+    gone = Replica("5Bbb", False, reason="silent", sentence="nothing was heard for 16 s", remedy="join again")
+    stage = StageStatus(phase="training", replicas=[Replica("5Aaa", True), gone])
+    assert shown.lines(status(0, stages=[stage]), 2.0) == [
+        "miner-1 left stage 0: silent: nothing was heard for 16 s; join again"
+    ]
+
+
+def pay_of(reason: str, weight: float = 0.0, **reports: progress.WeightsReport) -> progress.Pay:
+    slip = Slip(uid=1, score=weight, weight=weight, reason=reason, sentence="said")
+    other = Slip(uid=2, reason=reason, sentence="said")
+    return progress.Pay(scores={"5Aaa": slip, "5Bbb": other}, validators={f"5{n}": r for n, r in reports.items()})
+
+
+def test_pay_is_told_when_it_changes() -> None:
+    """7. Nobody has anything counted at first, which is no news; then audits are pending, then weight comes."""
+    shown = Progress(NAMES)
+    assert shown.lines(status(0, pay=pay_of("no-counted-work")), 1.0)[2:] == []
+    pending = f"unpaid: miner-0, miner-1: audit-pending: said; {REMEDY[Reason.AUDIT_PENDING]}"
+    assert shown.lines(status(0, pay=pay_of("audit-pending")), 2.0) == [pending]
+    assert shown.lines(status(0, pay=pay_of("paid", 0.5)), 3.0) == [
+        "earns from now on: miner-0 50.0%, miner-1 0.0% of the weight"
+    ]
+    assert shown.lines(status(0, pay=pay_of("paid", 0.6)), 4.0) == []
+
+
+def test_weights_on_the_chain() -> None:
+    """8. A validator without a permit is refused, then it sets weights: a line each, once."""
+    shown = Progress({**NAMES, "5V": "validator-0"})
+    refused = progress.WeightsReport(index=7, block=0, sentence="no permit")
+    done = progress.WeightsReport(index=90, block=12, sentence="weights for 3 uids stand at block 12")
+    shown.lines(status(0), 1.0)
+    said = [shown.lines(status(0, pay=pay_of("paid", V=report)), 2.0)[-1:] for report in (refused, done, done)]
+    assert said == [
+        ["validator validator-0 could not set weights: no permit"],
+        ["validator validator-0 set weights of record 90: weights for 3 uids stand at block 12"],
+        [],
+    ]
+
+
+def chain(*alpha: float) -> Subnet:
+    hotkeys = "5Owner", "5Aaa", "5Bbb"
+    neurons = tuple(Neuron(uid=uid, hotkey=Hotkey(h), stake=0.0, permit=False) for uid, h in enumerate(hotkeys))
+    pay = {uid: Pay(0.0, 0.0, amount) for uid, amount in enumerate(alpha)}
+    return Subnet(Block(20, "0" * 64), 10, 1.0, 0, neurons, pay, {})
+
+
+def test_emissions_are_told_when_shares_change() -> None:
+    """9. The chain pays every ten seconds: the operator hears of it when somebody's part became another one."""
+    shown = Progress(NAMES)
+    shown.lines(status(0), 1.0)
+    assert shown.lines(status(0), 2.0, chain(0.0, 0.0, 0.0)) == []
+    first = ["chain paid by block 20: miner-0 3.000 α, miner-1 1.000 α in its last epoch"]
+    assert shown.lines(status(0), 3.0, chain(0.0, 3.0, 1.0)) == first
+    assert shown.lines(status(0), 4.0, chain(0.0, 3.01, 1.0)) == []
+    assert shown.lines(status(0), 5.0, chain(0.5, 2.0, 2.0))[0].startswith("chain paid by block 20: 5Owner 0.500 α")
+    assert shown.lines(status(0), 6.0, chain(9.0)) != []
+
+
+def test_what_a_stranger_sent_steers_no_terminal() -> None:
+    """10. A sentence is endless and full of escape codes, its code of a newer version: still one line of text."""
+    said = why("reason-of-tomorrow", "\x1b[2Jx\r\n" + "y" * 9999)
+    assert said.isprintable() and len(said) < LETTERS_MAX + 40 and said.endswith("…")
+    assert why("", "", "") == ""

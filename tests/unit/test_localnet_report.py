@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from subnet import presets
+from subnet.chain.base import Block, Pay, Subnet
+from subnet.config import LocalnetConfig
+from subnet.coordination.audit_state import Chain, Standing, WeightsReport
+from subnet.coordination.settlement import sheet
 from subnet.coordination.state import Evaluation, MergeRecord, Miner, StageState, State
-from subnet.localnet import report
+from subnet.localnet import pay_report, report
 from subnet.localnet.faults import Fault, FaultRecord
-from subnet.localnet.folder import RunFolder
+from subnet.localnet.folder import Plan, RunFolder, TextFacts
 from subnet.localnet.record import written_bytes
 from subnet.merging import compression
 from subnet.miner.receipts import RECEIPTS_FILE, ReceiptBook
 from subnet.presets import Size
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, Pass, Phase, RunId, Stage, Values
 from subnet.protocol.keys import ObjectKey
-from subnet.protocol.messages import Receipt, Source, Verdict
-from subnet.protocol.reasons import Reason
+from subnet.protocol.messages import Envelope, Neuron, Receipt, RunOpened, Source, StageStart, Verdict
+from subnet.protocol.reasons import REMEDY, Reason
 from subnet.protocol.run_spec import DataFile, DataSpec
+from subnet.scoring.emission import Void
+from subnet.storage.sql import SqlJournal
 
 FILE = DataFile(key=ObjectKey("run/0/0/file/data"), digest=Digest("0" * 64), size_bytes=1)
 DATA = DataSpec(tokenizer=FILE, train=(FILE,), validation=(FILE,), micro_batch_size=8, seq_len=128)
@@ -29,9 +37,7 @@ MINER = Hotkey("5Aaa")
 
 def state_after(micro_batches: int) -> State:
     """Two stages, one merge, `micro_batches` through both, ten seconds apart in all."""
-    spec = presets.run_spec(
-        presets.laptop(Size(2, 2, 1)), run_id=RunId("run"), seed=7, num_stages=2, data=DATA
-    )
+    spec = presets.run_spec(presets.laptop(Size(2, 2, 1)), run_id=RunId("run"), seed=7, num_stages=2, data=DATA)
     merge = MergeRecord(
         epoch=Epoch(0), replicas=1, batch=micro_batches, shards=1, agreed=0, single=1, lost=0, disputed=0, faulty={},
         disagreements={}, closed_at=20.0, uploaded_at=21.0, reduced_at=22.0, done_at=23.5,
@@ -128,3 +134,157 @@ def test_only_kills_on_purpose_count_as_injected() -> None:
     )
     shown = report.faults(facts)
     assert (shown["injected"], shown["survived"], shown["credited_again"], len(shown["each"])) == (1, 1, 1, 2)
+
+
+# ---- trust and pay ---------------------------------------------------------------------------------------------------
+
+OTHER, CHEAT = Hotkey("5Bbb"), Hotkey("5Ccc")
+NAMES = {MINER: "miner-0", OTHER: "miner-1", CHEAT: "miner-2"}
+SUBNET = Subnet(
+    block=Block(40, "0" * 64),
+    tempo=10,
+    block_s=1.0,
+    owner_uid=0,
+    neurons=tuple(
+        Neuron(uid=uid, hotkey=hotkey, stake=0.0, permit=False)
+        for uid, hotkey in enumerate((Hotkey("5Owner"), MINER, OTHER, CHEAT))
+    ),
+    pay={0: Pay(0, 0, 1.8), 1: Pay(0.25, 0, 1.0), 2: Pay(0.75, 0, 3.0), 3: Pay(0, 0, 0.0)},
+    hyperparameters={},
+)
+
+
+def paid_state() -> State:
+    """Epoch 0 is settled, epoch 1 not yet. miner-1 did three times as much as miner-0; miner-2 failed its audit."""
+    state = state_after(10)
+    del state.ledger.epochs[0]
+    for hotkey, units in ((MINER, 10.0), (OTHER, 30.0), (CHEAT, 40.0)):
+        state.ledger.credit(0, hotkey, Pass.LOSS, units)
+        state.ledger.credit(1, hotkey, Pass.LOSS, 7.0)
+    state.miners[CHEAT] = msgspec.structs.replace(state.miners[MINER], hotkey=CHEAT)
+    state.registered = {MINER, OTHER, CHEAT}
+    pay = state.pay
+    pay.closed_at, pay.drawn = {0: 20.0, 1: 29.0}, 0
+    pay.standing = {
+        MINER: Standing(passed=2, sentence="within the tolerances"),
+        CHEAT: Standing(failed=1, failed_at=25.0, sentence="too far off", failure="too far off"),
+    }
+    pay.chain = Chain(block=30, owner_uid=0, uids={Hotkey("5Owner"): 0, MINER: 1, OTHER: 2, CHEAT: 3})
+    pay.weights = {Hotkey("5Val"): WeightsReport(28.0, 90, ((1, 0.25), (2, 0.75)), 38, "they stand")}
+    pay.replay_s, pay.replayed_passes, state.compute_s = 2.0, 12, 40.0
+    state.incident(Reason.AUDIT_FAILED, "too far off", CHEAT)
+    state.incident(Reason.UNREADABLE, "an input is gone")
+    return state
+
+
+def test_audits_and_what_they_cost() -> None:
+    """7. An operator wants to know who was caught, and how much of the compute went into looking."""
+    shown = pay_report.audits(paid_state(), NAMES)
+    assert (shown["passed"], shown["failed"], shown["not_revealed"], shown["open"]) == (2, 1, 0, 0)
+    assert shown["cost_share"] == 2.0 / 40.0
+    caught = shown["by_hotkey"][CHEAT]
+    assert (caught["name"], caught["failed"], caught["sentence"]) == ("miner-2", 1, "too far off")
+    assert pay_report.audits(state_after(0), NAMES)["cost_share"] is None
+
+
+def test_pay_follows_verified_work() -> None:
+    """8. Honest ones are paid one to three as they worked, the failed one nothing; what is not settled does not count
+    yet, and the failed one has no part in the correlation."""
+    state = paid_state()
+    shown = pay_report.pay(state, NAMES, SUBNET)
+    assert shown["scores"] == {"miner-0": 10.0, "miner-1": 30.0, "miner-2": 0.0}
+    assert shown["weights"] == {"1": 0.25, "2": 0.75}
+    assert shown["emission_alpha"] == {"0": 1.8, "1": 1.0, "2": 3.0, "3": 0.0}
+    assert shown["payout_correlation"] == pytest.approx(1.0)
+    honest = {name: (slip["honest"], slip["verified_work_units"]) for name, slip in shown["pay"].items()}
+    assert honest == {"miner-0": (True, 10.0), "miner-1": (True, 30.0), "miner-2": (False, 40.0)}
+    cheat = shown["pay"]["miner-2"]
+    assert (cheat["weight"], cheat["reason"], cheat["emission_alpha"]) == (0.0, Reason.AUDIT_FAILED, 0.0)
+    assert cheat["sentence"] and cheat["remedy"] == REMEDY[Reason.AUDIT_FAILED]
+    assert shown["weights_set"]["5Val"]["block"] == 38
+    assert shown["chain"]["emission_alpha_by_name"] == {"5Owner": 1.8, "miner-0": 1.0, "miner-1": 3.0}
+    without = pay_report.pay(state, NAMES, None)
+    assert without["emission_alpha"] == {} and without["chain"] is None
+
+
+def test_unpaid_work_shows_in_the_correlation() -> None:
+    """9. A third honest miner worked and is not on the chain: its work is verified, it gets nothing, r says so."""
+    state = paid_state()
+    state.pay.standing.clear()
+    assert pay_report.pay(state, NAMES, SUBNET)["payout_correlation"] == pytest.approx(1.0)
+    del state.pay.chain.uids[CHEAT]
+    assert pay_report.pay(state, NAMES, SUBNET)["payout_correlation"] < 0.5
+
+
+def test_what_was_never_verified_is_no_verified_work() -> None:
+    """10. A skipped merge, an epoch too old to pay, an epoch without its audits: none of them counts as verified."""
+    state = paid_state()
+    state.pay.void = {0: {OTHER: Void(Reason.SKIPPED_MERGE, "it did not upload")}}
+    assert pay_report.verified_work(sheet(state)) == {MINER: 10.0, CHEAT: 40.0}
+    state.at += state.spec.score.gamma_s + 1.0
+    assert pay_report.verified_work(sheet(state)) == {}
+
+
+def test_nobody_worked() -> None:
+    """11. Stopped at once: everything would go to the owner, and no miner is shown with that weight."""
+    state = state_after(0)
+    state.pay.chain = Chain(uids={MINER: 0})
+    shown = pay_report.pay(state, NAMES, None)
+    assert shown["weights"] == {"0": 1.0} and shown["pay"]["miner-0"]["weight"] == 0.0
+    assert shown["payout_correlation"] == 1.0
+
+
+def test_incidents_are_counted_and_the_latest_kept() -> None:
+    """12. Their number stays right however many there were."""
+    state = paid_state()
+    state.incident_count = 999
+    shown = report.incidents(state, NAMES)
+    assert shown["count"] == 999
+    assert [(one["reason"], one["hotkey"], one["name"]) for one in shown["latest"]] == [
+        (Reason.AUDIT_FAILED, CHEAT, "miner-2"),
+        (Reason.UNREADABLE, None, None),
+    ]
+
+
+def test_the_summary_says_who_was_caught_and_what_was_paid() -> None:
+    """13. Three lines at the end of a run."""
+    state = paid_state()
+    folded = {"audits": pay_report.audits(state, NAMES), **pay_report.pay(state, NAMES, SUBNET)}
+    assert pay_report.summary(folded) == [
+        "audits    2 passed, 1 failed (miner-2), 0 not revealed; replays cost 5.0% of training compute",
+        "pay       weights follow verified work with r = 1.0000 over 2 miners; unpaid (miner-2 audit-failed)",
+        "emission  5Owner 1.800 α, miner-0 1.000 α, miner-1 3.000 α in the chain's last epoch (block 40)",
+    ]
+    assert len(pay_report.summary({**folded, "chain": None})) == 2
+    nothing = pay_report.pay(state, NAMES, SUBNET._replace(pay={}))
+    assert pay_report.summary({**folded, **nothing})[2] == "emission  none yet (block 40)"
+
+
+DESIGN_9 = (
+    "tokens tokens_per_s reference_tokens_per_s loss_first loss_last epochs merges audits clasp scores weights "
+    "emission_alpha wire stalls_s faults incidents"
+).split()
+
+
+async def test_a_report_holds_every_field(tmp_path: Path) -> None:
+    """14. The run was interrupted right after its opening: all the same the file has every field the design names."""
+    folder, made = RunFolder(tmp_path), state_after(0)
+    opened = RunOpened(
+        spec=made.spec,
+        starts=tuple(StageStart(parameters=SOURCE, momentum=SOURCE) for _ in range(2)),
+        evaluators=(),
+        target_epochs=1,
+    )
+    journal = await SqlJournal.open(f"sqlite:///{folder.journal}")
+    await journal.append([msgspec.json.encode(Envelope(sender=Hotkey("5Host"), at=1.0, message=opened))])
+    await journal.close()
+    facts = TextFacts(name="text", vocab_size=9, num_train_tokens=9, num_validation_tokens=9, unigram_entropy=6.0)
+    folder.text_facts.write_bytes(msgspec.json.encode(facts))
+    plan = Plan(LocalnetConfig(), folder, resumed=False)
+    said = await report.write(plan, NAMES, report.LaunchFacts(), tmp_path / "report.json", SUBNET)
+    written: dict[str, Any] = msgspec.json.decode((tmp_path / "report.json").read_bytes())
+    assert set(DESIGN_9) <= set(written)
+    assert written["clasp"] is None and written["weights"] == {"0": 1.0} and written["scores"] == {}
+    assert written["emission_alpha"]["2"] == 3.0 and written["incidents"] == {"count": 0, "latest": []}
+    assert written["wire"]["bytes_per_token"] and set(written["stalls_s"]) == {"uploading", "merging"}
+    assert said[-1] == f"report    {tmp_path / 'report.json'}" and all(len(line) < 200 for line in said)

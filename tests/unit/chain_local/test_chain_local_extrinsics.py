@@ -98,7 +98,7 @@ def test_a_mortal_extrinsic_is_refused_late(lab: Laboratory) -> None:
 
 
 def test_no_money(make: Make) -> None:
-    """8. An account without TAO cannot pay the fee: refused at the door. One that cannot pay the amount pays the fee."""
+    """8. An account without TAO cannot pay the fee: refused at the door. One that has too little pays the fee alone."""
     lab = make(endowed={})
     with pytest.raises(Refused) as refused:
         lab.chain.submit(transfer(lab))
@@ -123,8 +123,8 @@ def test_the_coldkey_pays_for_its_hotkey(town: Laboratory) -> None:
 
 
 def test_a_failed_call_leaves_nothing(town: Laboratory) -> None:
-    """10. A batch pays somebody, registers a hotkey, and then fails: nobody was paid, nothing registered, no event of it
-    is left; fee and nonce are gone."""
+    """10. A batch pays somebody, registers a hotkey, and then fails: nobody was paid, nothing registered, no event of
+    it is left; fee and nonce are gone."""
     interface = town.chain.interface
     calls = [
         interface.compose_call("Balances", "transfer_keep_alive", {"dest": town.address("miner"), "value": TAO}),

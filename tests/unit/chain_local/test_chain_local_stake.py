@@ -38,12 +38,8 @@ def sells(lab: Laboratory, who: str, alpha: int, at: str = "validator", netuid: 
 @pytest.fixture
 def calm(town: Laboratory) -> Laboratory:
     """The town without emission, so that only what people do changes the pool."""
-    town.storage.write("SubtokenEnabled", [1], False)
-    town.chain.produce()
-    town.storage.write("SubtokenEnabled", [1], True)
-    town.storage.write("SubnetOwnerCut", [], 0)
+    town.storage.write("Tempo", [1], 0)
     town.storage.write("TotalIssuance", [], 21_000_000 * TAO)
-    town.storage.write("SubnetAlphaOut", [1], 21_000_000 * TAO)
     return town
 
 

@@ -140,6 +140,6 @@ def test_who_may_not_commit(town: Laboratory) -> None:
     assert town.do(*call, netuid=1, info=info) == "TooManyFieldsInCommitmentInfo"
     town.tune("tempo", tempo=40)
     results = [committed(town, "miner", bytes(128)) for _ in range(25)]
-    assert results.index("SpaceLimitExceeded") == 22  # 3100 bytes in pieces of 140
+    assert results.index("SpaceLimitExceeded") == 23  # 3100 bytes in pieces of 130
     town.to_epoch()
     assert committed(town, "miner", b"again") == ""

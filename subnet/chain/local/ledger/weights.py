@@ -18,6 +18,8 @@ COMMIT_REVEAL_VERSION = 4
 OPEN_COMMITS_MAX = 10
 """Of one hotkey in one chain epoch."""
 COMMITMENT_FIELDS_MAX = 3
+RECORD_HEAD_BYTES = 8 + 4
+"""Deposit and block, which stand before what is committed."""
 COMMITMENT_SIZE_MIN = 100
 """Bytes that even a short commitment counts for."""
 Weight = tuple[int, int]
@@ -131,7 +133,7 @@ def set_commitment(book: Book, who: str, netuid: int, info: dict[str, Any]) -> N
     before = used["used_space"] if used["last_epoch"] == epoch else 0
     record = {"deposit": 0, "block": book.number, "info": {"fields": fields}}
     encoded = storage.interface.encode(storage.interface.item("Commitments", "CommitmentOf").value_type, record)
-    size = max(COMMITMENT_SIZE_MIN, len(encoded))
+    size = max(COMMITMENT_SIZE_MIN, len(encoded) - RECORD_HEAD_BYTES)
     limit = storage.get("Commitments", "MaxSpace")
     require(before + size <= limit, "SpaceLimitExceeded", "Commitments")
     storage.put("Commitments", "CommitmentOf", [netuid, who], record)

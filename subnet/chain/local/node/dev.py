@@ -11,7 +11,8 @@ from typing import Any
 from subnet.chain.local.chain import Chain
 from subnet.chain.local.node.methods import BAD_PARAMS_CODE, RpcError
 
-BLOCKS_MAX = 1_000
+BLOCKS_MAX = 250
+"""At once: whoever subscribes to heads must still be able to hear of each."""
 
 
 def new_block(chain: Chain, produce: Callable[[], Any], count: int = 1) -> int:
