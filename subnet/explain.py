@@ -140,7 +140,7 @@ def names_beside(journal: str) -> dict[str, str]:
         found = msgspec.json.decode(path.read_bytes(), type=Participants)
     except (OSError, msgspec.MsgspecError):
         return {}
-    named = {"orchestrator": found.orchestrator, **found.validators, **found.miners}
+    named = {"owner": found.orchestrator, **found.validators, **found.miners}
     return {hotkey: name for name, hotkey in named.items()}
 
 
@@ -148,7 +148,8 @@ def main(argv: Sequence[str]) -> int:
     with config.one_line_errors():
         settings = config.parse(ExplainConfig, argv, PROGRAM)
         # into a pipe, lines are as long as what they say
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+        is_terminal = sys.stdout.isatty()
+        console = Console(highlight=False, force_terminal=is_terminal, width=None if is_terminal else PIPED_WIDTH)
         try:
             asyncio.run(explain(settings, SystemRuntime(), console))
         except KeyboardInterrupt:

@@ -111,7 +111,8 @@ def _published(merge: Merge) -> tuple[Source, Source] | None:
 def _give_apply(state: State, stage: StageState, merge: Merge, miner: Miner, at: float, publish: bool) -> Deliver:
     size = compression.encoded_size(Values.FP32, state.spec.stages[stage.stage].num_params)
     number = next_number(state)
-    counted = miner.hotkey in merge.uploads and miner.hotkey not in merge.excluded
+    upload = merge.uploads.get(miner.hotkey)
+    counted = upload is not None and upload.weight > 0 and miner.hotkey not in merge.excluded
     if not counted:
         dossiers.restarted(state, miner.hotkey)
     run, epoch, name = state.spec.run_id, stage.epoch + 1, f"{miner.hotkey}.{number}"
@@ -149,7 +150,7 @@ def _turn_epoch(
             del stage.contributions[hotkey]  # it did not upload: it starts the next epoch at the anchor
     for hotkey in merge.weights:
         miner = state.miners[hotkey]
-        if hotkey not in merge.uploads and miner.live and miner.joined_at <= merge.closed_at:
+        if hotkey not in merge.uploads:
             said = f"stage {stage.stage} merged epoch {stage.epoch} without this miner's upload"
             verdicts.void(state, stage.epoch, hotkey, Reason.SKIPPED_MERGE, said)
             state.incident(Reason.SKIPPED_MERGE, said, hotkey)
@@ -172,7 +173,8 @@ def _turn_epoch(
             overdue.give_up(state, batch, f"with the objects of epoch {dropped}")
         effects.append(DropEpoch(dropped))
         for audit in [a for a in state.pay.audits.values() if a.epoch <= dropped]:
-            verdicts.unreadable(state, audit, "it was not settled before the epoch's objects went")
+            said = "it was not settled before the epoch's objects went"
+            (verdicts.not_shown if audit.step == "reveal" else verdicts.unreadable)(state, audit, said)
         dossiers.drop_old(state)
     return effects
 

@@ -18,8 +18,10 @@ class Given(Struct):
     credited: bool = False
     output: Digest | None = None
     loss: float | None = None
+    late: bool = False
+    """Its result came when the upload was in already: it belongs into the next log."""
     forgotten: bool = False
-    """The process that did it is gone, or dropped what it had trained: it is in no log."""
+    """The process that did it is gone, or dropped what it had trained: it need not be in a log."""
 
 
 class Dossier(Struct):
@@ -74,6 +76,10 @@ class Standing(Struct):
     """When it last failed: forfeits every score until γ later."""
     wrong_shard_at: float | None = None
     """When it was last proven to have reduced a shard wrongly."""
+    withheld_at: float | None = None
+    """When it last did not show a drawn state."""
+    withheld_again_at: float | None = None
+    """When it last did so for the second time within γ: forfeits as a failed audit does."""
     trusted_from: Epoch = Epoch(0)
     """Epochs before this one do not make it less of a newcomer."""
     sentence: str = ""
@@ -111,6 +117,10 @@ class Pay(Struct):
     """When every stage had closed an epoch."""
     drawn: int = -1
     """Audits of this epoch and all before it are drawn."""
+    asked: int = -1
+    """Up to which epoch the chain was asked for the block that draws."""
+    unlogged: dict[int, dict[Hotkey, float]] = field(default_factory=dict)
+    """By epoch: work units of passes that are in nobody's accepted log, so no audit could ever look at them."""
     void: dict[int, dict[Hotkey, Void]] = field(default_factory=dict)
     standing: dict[Hotkey, Standing] = field(default_factory=dict)
     dossiers: dict[int, dict[Hotkey, Dossier]] = field(default_factory=dict)

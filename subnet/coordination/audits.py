@@ -36,16 +36,14 @@ def close_epochs(state: State, at: float) -> list[Effect]:
     pay = state.pay
     for epoch in range(len(pay.closed_at), min(stage.epoch for stage in state.stages)):
         pay.closed_at[epoch] = at
-        if dossiers.are_kept(state):
-            effects.append(ReadChain(Epoch(epoch)))
-        else:
+        if not dossiers.are_kept(state):
             pay.drawn = epoch
+    # one question at a time: an answer that came before an earlier one would be lost
+    due = pay.drawn + 1
+    if due in pay.closed_at and pay.asked < due:
+        pay.asked = due
+        effects.append(ReadChain(Epoch(due)))
     return effects
-
-
-def unanswered(state: State) -> list[Effect]:
-    """Blocks that are still to be read: what a restart asks for again."""
-    return [ReadChain(Epoch(epoch)) for epoch in state.pay.closed_at if epoch > state.pay.drawn]
 
 
 def chain_seen(state: State, seen: ChainSeen, at: float) -> list[Effect]:
@@ -68,6 +66,9 @@ def _draw(state: State, epoch: Epoch, block_hash: str, at: float) -> list[Effect
     state.pay.drawn = epoch
     drawn = []
     for hotkey, dossier in sorted(state.pay.dossiers.get(epoch, {}).items()):
+        unlogged = dossiers.unlogged_units(state, dossier)
+        if unlogged > 0:
+            state.pay.unlogged.setdefault(epoch, {})[hotkey] = unlogged
         credit = state.ledger.epochs.get(epoch, {}).get(hotkey)
         if credit is None or credit.work_units <= 0 or verdicts.forfeits_until(state, hotkey) is not None:
             continue  # nothing that could be paid for
@@ -106,11 +107,8 @@ def _open(state: State, epoch: Epoch, hotkey: Hotkey, dossier: Dossier, block_ha
         deadline=at + state.spec.audit.reveal_deadline_s,
     )
     first, num_segments = drawable(dossier)
-    if num_segments < 1 or any(g.credited and g.forgotten for g in dossier.given.values()):
-        gone = not dossier.asked and any(g.forgotten for g in dossier.given.values())
-        if dossier.asked or gone:
-            verdicts.not_shown(state, audit, "nothing was uploaded that shows this epoch's work")
-        return  # a living replica that had too little to merge was not asked: nothing to show, nothing to doubt
+    if num_segments < 1:
+        return  # nothing was uploaded that shows this epoch's work, so none of it counts
     audit.segment = first + rules.segment_of(block_hash, state.spec.run_id, dossier.stage, epoch, hotkey, num_segments)
     state.pay.audits[item] = audit
 
@@ -151,11 +149,6 @@ def is_due(state: State, now: float) -> bool:
 def _ask(state: State, audit: Audit, at: float) -> list[Effect]:
     """Ask the miner to reveal, as soon as it is there."""
     dossier = state.pay.dossiers[audit.epoch][audit.hotkey]
-    needs_start = not (audit.segment == 0 and dossier.loaded)
-    needs_end = audit.segment < len(dossier.commitments) - 2
-    if not needs_start and not needs_end:
-        _go_to_replay(state, audit, at)
-        return []
     miner = state.miners.get(audit.hotkey)
     if miner is None or not (miner.live and miner.ready):
         return []
@@ -178,8 +171,8 @@ def _ask(state: State, audit: Audit, at: float) -> list[Effect]:
         segment=audit.segment,
         start_digest=begins.digest,
         end_digest=ends.digest,
-        start=targets("start") if needs_start else (),
-        end=targets("end") if needs_end else (),
+        start=() if audit.segment == 0 and dossier.loaded else targets("start"),
+        end=targets("end"),
         deadline_s=max(1.0, audit.deadline - at),
     )
     return [give(state, stage, miner, work, at)]
@@ -259,8 +252,9 @@ def _find_validator(state: State, audit: Audit, at: float) -> None:
         audit.validator = rules.choose_validator(
             audit.block_hash, state.spec.run_id, audit.stage, audit.epoch, audit.hotkey, audit.attempt, present(state)
         )
-        if audit.validator is not None:
-            audit.deadline = at + state.spec.audit.replay_deadline_s
+        if audit.validator is not None:  # it takes them one after the other
+            queue = sum(other.validator == audit.validator for other in state.pay.audits.values())
+            audit.deadline = at + queue * state.spec.audit.replay_deadline_s
 
 
 def _overdue(state: State, audit: Audit, at: float) -> list[Effect]:

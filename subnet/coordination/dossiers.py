@@ -5,12 +5,17 @@ Law: filled as things happen, from the journal alone; nothing here decides. With
 
 from __future__ import annotations
 
+import math
+
+import msgspec
+
 from subnet.coordination.audit_state import Dossier, Given
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.state import StageState, State
 from subnet.protocol.ids import Hotkey, ItemId
 from subnet.protocol.messages import PassDone, PassWork, Source, UploadDone
 from subnet.scoring.audit import check_log, match_log
+from subnet.scoring.ledger import work_units
 
 KEPT_EPOCHS = 3
 """Behind the oldest running one: the objects of older ones are gone (`applying.RETAINED_EPOCHS`)."""
@@ -48,7 +53,13 @@ def answered(state: State, hotkey: Hotkey, done: PassDone, credited: bool) -> No
     if given is None or given.answered:
         return
     given.answered, given.credited = True, credited
+    given.late = _has_uploaded(state, hotkey, done.item)
     given.output, given.loss = done.digest, done.loss  # type: ignore[assignment]
+
+
+def _has_uploaded(state: State, hotkey: Hotkey, item: ItemId) -> bool:
+    held = next((e[hotkey] for e in state.pay.dossiers.values() if hotkey in e and item in e[hotkey].given), None)
+    return held is not None and held.upload is not None
 
 
 def withdrawn(state: State, hotkey: Hotkey, item: ItemId) -> None:
@@ -63,10 +74,11 @@ def restarted(state: State, hotkey: Hotkey) -> None:
     if not are_kept(state):
         return
     state.pay.fresh.add(hotkey)
-    newest = max(state.pay.dossiers, default=None)
-    dossier = state.pay.dossiers[newest].get(hotkey) if newest is not None else None
-    for given in dossier.given.values() if dossier is not None else ():
-        given.forgotten = True
+    mine = [epoch[hotkey] for _, epoch in sorted(state.pay.dossiers.items()) if hotkey in epoch]
+    if mine:
+        logged = {one.item for one in mine[-1].log}
+        for item, given in mine[-1].given.items():
+            given.forgotten = given.forgotten or item not in logged
 
 
 def asked(state: State, stage: StageState, merge: Merge) -> None:
@@ -101,7 +113,7 @@ def problem(state: State, stage: StageState, hotkey: Hotkey, done: UploadDone) -
     if not done.loaded:
         if before is None or not before.commitments:
             return "the log goes on from an upload that is not known"
-        if before.commitments[-1].digest != done.commitments[0].digest:
+        if msgspec.structs.replace(before.commitments[-1], position=0) != done.commitments[0]:
             return "the log does not begin where the upload before ended"
     known = dossier.given if before is None else {**before.given, **dossier.given}
     # results that were accepted after the upload had been computed are in the next log
@@ -116,11 +128,29 @@ def uploaded(state: State, stage: StageState, hotkey: Hotkey, source: Source, do
         dossier = _dossier(state, stage, hotkey)
         dossier.upload, dossier.log, dossier.commitments = source, done.log, done.commitments
         dossier.applied_at, dossier.loaded = done.applied_at, done.loaded
+        for one in done.log:
+            if one.item in dossier.given:
+                dossier.given[one.item].forgotten = False
         state.pay.fresh.discard(hotkey)
+
+
+def unlogged_units(state: State, dossier: Dossier) -> float:
+    """Work units of credited passes that are in no accepted log: whoever could be paid for them could not be audited.
+
+    What came in after the upload is owed to the next log, without which the next upload is refused.
+    """
+    logged = {one.item for one in dossier.log}
+    flops = [stage.flops_per_token for stage in state.spec.stages]
+    return math.fsum(
+        work_units(given.work.kind, given.work.stage, flops)
+        for item, given in dossier.given.items()
+        if given.credited and item not in logged and not (given.late and not given.forgotten)
+    )
 
 
 def drop_old(state: State) -> None:
     """Forget what no audit can ask for any more."""
     oldest = min(stage.epoch for stage in state.stages)
-    for epoch in [e for e in state.pay.dossiers if e < oldest - KEPT_EPOCHS]:
+    # one more than audits ask for: a log may hold a pass that was given in the epoch before
+    for epoch in [e for e in state.pay.dossiers if e < oldest - KEPT_EPOCHS - 1]:
         del state.pay.dossiers[epoch]

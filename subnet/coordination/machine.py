@@ -7,6 +7,7 @@ shell journals the envelope first, calls `handle`, performs the effects, replies
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import assert_never
 
@@ -164,7 +165,8 @@ def _dispatch_message(state: State, envelope: Envelope) -> tuple[Reply | None, l
 def _go_on(state: State, at: float) -> list[Effect]:
     """Everything that follows from the state itself: deadlines, silence, merges, new work."""
     effects: list[Effect] = [Say(line) for line in overdue.expire(state, at)]
-    effects += members.notice_silence(state, at)
+    if not finished(state):
+        effects += members.notice_silence(state, at)
     effects += members.rebalance(state, at)
     if state.secrets:
         effects += rounds.advance_all(state, at)
@@ -281,7 +283,7 @@ def is_due(state: State, now: float) -> bool:
     """Whether a Tick at `now` would change anything: only such ticks are journaled."""
     if overdue.is_due(state, now) or audits.is_due(state, now):
         return True
-    silent = state.spec.routing.dead_after_s
+    silent = math.inf if finished(state) else state.spec.routing.dead_after_s
     if any(miner.live and now - miner.last_seen > silent for miner in state.miners.values()):
         return True
     if members.starving(state, now) is not None:

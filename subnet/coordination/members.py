@@ -22,6 +22,11 @@ def notice(reason: Reason, sentence: str) -> Notice:
     return Notice(reason=reason, sentence=sentence, remedy=REMEDY[reason])
 
 
+def is_known(state: State, hotkey: Hotkey) -> bool:
+    """Whether anything that a hotkey says can matter: strangers do not get into the journal."""
+    return hotkey in state.registered or hotkey in state.miners or hotkey in state.evaluators
+
+
 def refusal(reason: Reason, sentence: str) -> Refusal:
     return Refusal(notice=notice(reason, sentence))
 

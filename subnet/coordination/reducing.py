@@ -34,7 +34,7 @@ def _manifest(state: State, stage: StageState, merge: Merge) -> tuple[ManifestEn
             chunk_digests=upload.chunk_digests,
         )
         for hotkey, upload in sorted(merge.uploads.items())
-        if hotkey not in merge.excluded
+        if hotkey not in merge.excluded and upload.weight > 0
     )
 
 
@@ -97,7 +97,8 @@ def _name_faulty(state: State, stage: StageState, merge: Merge, faulty: Mapping[
 def _assign(state: State, stage: StageState, merge: Merge, at: float) -> list[Effect]:
     live = {m.hotkey: m for m in state.replicas(stage.stage)}
     owners = sorted(hotkey for hotkey in merge.uploads if hotkey in live and hotkey not in merge.excluded)
-    owners = owners or sorted(live)
+    # who was proven to reduce wrongly gets no more of it while there is anybody else
+    owners = [h for h in owners if verdicts.forfeits_until(state, h) is None] or owners or sorted(live)
     merge.manifest = _manifest(state, stage, merge)
     if not merge.manifest:
         return resume_training(state, stage, at, "every pseudo-gradient was bad: the epoch goes on")

@@ -6,7 +6,7 @@ shell was asked for without an answer in the journal is asked again.
 
 from __future__ import annotations
 
-from subnet.coordination import audits, merge_results, phases, reducing
+from subnet.coordination import merge_results, phases, reducing
 from subnet.coordination.state import CheckObject, Effect, Say, State
 from subnet.protocol.ids import Phase
 from subnet.protocol.messages import RunResumed
@@ -19,7 +19,7 @@ def resume(state: State, message: RunResumed, at: float) -> list[Effect]:
     effects: list[Effect] = [Say(said)]
     # draws wait for a fresh secret: the last one may be public by now
     state.secret_asked, state.secrets = -1, {}
-    effects += audits.unanswered(state)
+    state.pay.asked = state.pay.drawn
     for audit in state.pay.audits.values():
         audit.deadline = at + state.spec.audit.replay_deadline_s
     state.target_epochs = message.target_epochs

@@ -60,6 +60,9 @@ def weights_set(state: State, sender: Hotkey, message: WeightsSet, at: float) ->
 def evaluated(state: State, sender: Hotkey, message: Evaluated, at: float) -> Reply:
     if sender not in state.evaluators and sender not in audits.validators(state):
         return members.refusal(Reason.NOT_ALLOWED, "validation losses come from the run's validators only")
+    known = {evaluation.epoch for evaluation in state.evaluations}
+    if message.epoch in known or message.epoch > min(stage.epoch for stage in state.stages):
+        return members.refusal(Reason.NOT_ALLOWED, f"epoch {message.epoch} is measured already, or not there yet")
     state.evaluations.append(
         Evaluation(epoch=Epoch(message.epoch), loss=message.loss, num_tokens=message.num_tokens, at=at)
     )
@@ -86,7 +89,8 @@ def _found(state: State, sender: Hotkey, found: AuditDone, at: float) -> list[Ef
         return [] if others else verdicts.settle_contested(state, audit)
     if verdict is None:
         audit.attempt, audit.validator = audit.attempt + 1, None
-        if audit.attempt >= audits.REPLAYS_MAX or not others:
+        del audit.findings[sender]  # it may be asked again
+        if audit.attempt >= audits.REPLAYS_MAX:
             verdicts.unreadable(state, audit, found.sentence)
         return []
     if verdict[0] or not others:

@@ -109,15 +109,17 @@ def _drain(state: State, stage: StageState, merge: Merge, at: float) -> list[Eff
     synced = [m for m in state.replicas(stage.stage) if m.synced_epoch == stage.epoch]
     floor = quorum.thresholds(spec, len(synced), at - stage.opened_at, True).num_microbatches
     asked = [m for m in synced if stage.contributions.get(m.hotkey, 0) >= floor]
-    asked = asked or [m for m in synced if stage.contributions.get(m.hotkey, 0) > 0]
+    worked = [m for m in synced if stage.contributions.get(m.hotkey, 0) > 0]
+    asked = asked or worked
     if not asked:
         return resume_training(state, stage, at, "no live replica has anything to merge: the epoch goes on")
     stage.uploaded_at = at
     merge.step, merge.deadline = "upload", at + spec.upload_deadline_s
     effects: list[Effect] = []
     size = compression.encoded_size(spec.upload_values, state.spec.stages[stage.stage].num_params)
-    for miner in asked:
-        merge.weights[miner.hotkey] = stage.contributions.pop(miner.hotkey)
+    for miner in worked:  # who did too little for the merge (weight 0) uploads too: without a log no work is paid
+        count = stage.contributions.pop(miner.hotkey)
+        merge.weights[miner.hotkey] = count if miner in asked else 0
         number = next_number(state)
         key = keys.make(state.spec.run_id, stage.epoch, stage.stage, f"{miner.hotkey}.{number}", keys.Kind.UPLOAD)
         work = UploadWork(
@@ -139,9 +141,9 @@ def _upload(state: State, stage: StageState, merge: Merge, at: float) -> list[Ef
         stage.sentence = f"{len(merge.uploads)} of {len(merge.weights)} pseudo-gradients are in"
         return []
     withdraw_all(state, stage, UploadWork)
-    if not merge.uploads:
+    if not any(upload.weight for upload in merge.uploads.values()):
         return resume_training(state, stage, at, "no pseudo-gradient arrived in time: the epoch goes on")
-    count = len(merge.uploads)
+    count = sum(upload.weight > 0 for upload in merge.uploads.values())
     line = phases.move(stage, Phase.MERGING, at, Reason.MERGE_RUNNING, f"the manifest holds {count} pseudo-gradients")
     merge.step = "reduce"
     return [Say(line)]

@@ -45,7 +45,7 @@ def counts(state: State, epoch: int) -> bool:
 
 
 def _credit(state: State, epoch: int, closed_at: float) -> EpochCredit:
-    credits = state.ledger.epochs.get(epoch, {})
+    credits, unlogged = state.ledger.epochs.get(epoch, {}), state.pay.unlogged.get(epoch, {})
     void = dict(state.pay.void.get(epoch, {}))
     if not counts(state, epoch):
         pending = Void(Reason.AUDIT_PENDING, "the audits of this epoch are not settled yet")
@@ -53,7 +53,7 @@ def _credit(state: State, epoch: int, closed_at: float) -> EpochCredit:
     return EpochCredit(
         epoch=Epoch(epoch),
         closed_at=closed_at,
-        work_units={hotkey: credit.work_units for hotkey, credit in sorted(credits.items())},
+        work_units={h: max(0.0, credit.work_units - unlogged.get(h, 0.0)) for h, credit in sorted(credits.items())},
         completion={hotkey: credit.completion for hotkey, credit in credits.items() if credit.completion < 1.0},
         void=void,
     )
@@ -73,5 +73,6 @@ def _forfeits(state: State) -> list[Forfeit]:
 def _failures(standing: Standing) -> tuple[tuple[float | None, Reason, str], ...]:
     return (
         (standing.failed_at, Reason.AUDIT_FAILED, f"an audit failed ({standing.failure})"),
+        (standing.withheld_again_at, Reason.NOT_REVEALED, "drawn states were not shown, for the second time"),
         (standing.wrong_shard_at, Reason.WRONG_SHARD, "shards were reduced wrongly, as their recomputation showed"),
     )

@@ -81,7 +81,7 @@ def _stage(state: State, stage: StageState) -> dict[str, Any]:
 
 def _audits(state: State) -> dict[str, Any]:
     """Verdicts so far; who is being audited stays untold."""
-    by_hotkey = {
+    by_hotkey: dict[str, dict[str, Any]] = {
         hotkey: {
             "passed": one.passed,
             "failed": one.failed,

@@ -24,7 +24,8 @@ def forfeits_until(state: State, hotkey: Hotkey) -> float | None:
     standing = state.pay.standing.get(hotkey)
     if standing is None:
         return None
-    times = [t for t in (standing.failed_at, standing.wrong_shard_at) if t is not None]
+    told = standing.failed_at, standing.wrong_shard_at, standing.withheld_again_at
+    times = [t for t in told if t is not None]
     until = max(times, default=-1.0) + state.spec.score.gamma_s if times else None
     return until if until is not None and until > state.at else None
 
@@ -34,12 +35,11 @@ def settle_contested(state: State, audit: Audit) -> list[Effect]:
     stake = state.pay.chain.stake if any(state.pay.chain.stake.values()) else {}
     judged: dict[Hotkey, tuple[bool, float]] = {}
     sentences = []
-    for hotkey, found in sorted(audit.findings.items()):
+    for hotkey in sorted(audit.findings):
         verdict = judge(state, audit, hotkey)
         if verdict is not None:
             judged[hotkey] = verdict[0], stake.get(hotkey, 1.0 if not stake else 0.0)
             sentences += [] if verdict[0] else [f"{hotkey[:8]}: {verdict[1]}"]
-        del found
     passed = rules.combine(judged)
     if passed is None:
         unreadable(state, audit, "no validator could replay it")
@@ -78,10 +78,16 @@ def settle(state: State, audit: Audit, passed: bool, sentence: str) -> list[Effe
 
 
 def not_shown(state: State, audit: Audit, sentence: str) -> None:
-    """The epoch's credit does not count, and the miner is a newcomer again; it is not called a cheat."""
+    """The epoch's credit does not count, and the miner is a newcomer again; it is not called a cheat.
+
+    The second time within γ it forfeits what a failed audit would: else not to answer would be the cheaper way to fail.
+    """
     state.pay.audits.pop(audit.item, None)
     standing = standing_of(state, audit.hotkey)
     standing.not_revealed += 1
+    if standing.withheld_at is not None and state.at - standing.withheld_at <= state.spec.score.gamma_s:
+        standing.withheld_again_at = state.at
+    standing.withheld_at = state.at
     standing.trusted_from = Epoch(audit.epoch + 1)
     standing.sentence = f"stage {audit.stage} epoch {audit.epoch}: {sentence}"
     void(state, audit.epoch, audit.hotkey, Reason.NOT_REVEALED, sentence)

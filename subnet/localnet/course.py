@@ -13,6 +13,7 @@ from subnet.localnet.progress import Status
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS_MAX = 24
+SPARK_MAX = 1e100
 LOSSES_KEPT = 4 * SPARKS_MAX
 SPEED_OVER_S = 20.0
 
@@ -54,8 +55,8 @@ class Course:
 
 
 def sparks(values: Sequence[float], width: int = SPARKS_MAX) -> str:
-    """A course in so many letters at most; what is not finite is left out."""
-    numbers = [value for value in values if math.isfinite(value)]
+    """A course in so many letters at most; what is not finite is left out, what is beyond all sense is cut."""
+    numbers = [min(SPARK_MAX, max(-SPARK_MAX, value)) for value in values if math.isfinite(value)]
     size = min(width, len(numbers))
     bounds = [index * len(numbers) // size for index in range(size + 1)] if size else []
     means = [sum(numbers[a:b]) / (b - a) for a, b in zip(bounds, bounds[1:], strict=False)]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from subnet import config
+from subnet.chain.base import Subnet
 from subnet.chain.subtensor import SubtensorChain
 from subnet.localnet import progress, report
 from subnet.localnet.cast import introductions
@@ -23,6 +23,7 @@ from subnet.localnet.crew import Crew, LaunchFailed, failure
 from subnet.localnet.faults import FaultPlan, Kill
 from subnet.localnet.folder import Plan, late_miner_name, miner_names, parts, validator_names
 from subnet.localnet.processes import Child, Processes, ended
+from subnet.localnet.screen import Screen
 from subnet.runtime import Runtime
 
 POLL_S = 0.5
@@ -34,11 +35,11 @@ FINISHED_GRACE_S = 5.0
 
 
 class LocalNet:
-    """One run from launch to report. `say` prints a line for the operator."""
+    """One run from launch to report. `screen` shows the operator lines and statuses."""
 
-    def __init__(self, plan: Plan, runtime: Runtime, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, runtime: Runtime, screen: Screen) -> None:
         self._plan, self._settings, self._folder = plan, plan.config, plan.folder
-        self._runtime, self._say = runtime, say
+        self._runtime, self._screen, self._say = runtime, screen, screen.say
         self._launched_at = runtime.now()
         environment = config.child_environment(
             OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"
@@ -59,7 +60,7 @@ class LocalNet:
         self._chain: ChainWatch | None = None
         self._chain_task: asyncio.Task[NoReturn] | None = None
         self._names: dict[str, str] = {}
-        """Miners' names by hotkey."""
+        """Everybody's names by hotkey."""
         self._miners: dict[str, Child] = {}
         """The process of each miner that should be running."""
         self._victims: set[int] = set()
@@ -88,7 +89,8 @@ class LocalNet:
     async def _start_everybody(self) -> None:
         self._line(f"run folder {self._folder.root}" + (", resumed" if self._plan.resumed else ""))
         participants, facts = await self._crew.prepare()
-        self._names = {hotkey: name for name, hotkey in participants.miners.items()}
+        named = {"owner": participants.orchestrator, **participants.validators, **participants.miners}
+        self._names = {hotkey: name for name, hotkey in named.items()}
         self._line(
             f"{facts.name}: {facts.num_train_tokens:,} tokens to train on, {facts.num_validation_tokens:,} held out, "
             f"unigram entropy {facts.unigram_entropy:.3f} nats/token"
@@ -113,14 +115,9 @@ class LocalNet:
 
     async def _watch(self) -> None:
         """Until the run is finished and its last evaluation is in."""
-        shown = progress.Progress(self._names)
         finished_at: float | None = None
         while True:
-            status = await progress.fetch(self._crew.url)
-            if status is not None:
-                self._note(status)
-                for line in shown.lines(status, self._elapsed_s()):
-                    self._line(line)
+            status = await self._look()
             self._processes.measure()
             finished = status is not None and status.finished
             await self._check_children(finished or finished_at is not None)
@@ -134,6 +131,18 @@ class LocalNet:
             else:
                 await self._inject()
             await self._runtime.sleep(POLL_S)
+
+    async def _look(self) -> progress.Status | None:
+        """Read the public status and show it; None when the orchestrator does not answer."""
+        status = await progress.fetch(self._crew.url)
+        if status is not None:
+            self._note(status)
+            for line in self._screen.show(status, self._names, self._elapsed_s(), self._subnet()):
+                self._line(line)
+        return status
+
+    def _subnet(self) -> Subnet | None:
+        return self._chain.subnet if self._chain is not None else None
 
     def _note(self, status: progress.Status) -> None:
         if status.micro_batches and self._facts.first_micro_batch_s is None:
@@ -190,9 +199,11 @@ class LocalNet:
         await ended(self._validators, VALIDATORS_GRACE_S)
         if self._chain is not None:
             await self._chain.settle()
+        await self._look()
 
     async def _stop(self, leave_s: float) -> None:
         """Miners and validators first, so that their last words are heard; then the orchestrator, then the chain."""
+        self._screen.close()
         others = [child for child in self._processes.running() if child not in self._vital]
         if leave_s:
             await ended([child for child in others if child not in self._validators], leave_s)
@@ -210,7 +221,7 @@ class LocalNet:
         path = Path(self._settings.report).expanduser().absolute()
         if self._settings.sample:
             self._facts.sample = await self._crew.sample()
-        summary = await report.write(self._plan, self._names, self._facts, path)
+        summary = await report.write(self._plan, self._names, self._facts, path, self._subnet())
         for line in summary:
             self._say(line)
         return 0
@@ -243,12 +254,11 @@ class LocalNet:
 
 def launch(plan: Plan, runtime: Runtime) -> int:
     """Runs it; the exit code."""
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
+    screen = Screen()
     try:
-        return asyncio.run(LocalNet(plan, runtime, say).run())
+        return asyncio.run(LocalNet(plan, runtime, screen).run())
     except LaunchFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        screen.close()

@@ -5,6 +5,7 @@ Law: shows what it is given, decides nothing about the run, and gives the termin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -22,7 +23,8 @@ class Screen:
     """One run's. `console` is the process's own terminal or pipe unless a test brings another."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        # asked of the file itself: FORCE_COLOR and the like must not draw pages into a log
+        self._console = console or Console(force_terminal=sys.stdout.isatty())
         self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._course = Course()

@@ -2,12 +2,13 @@
 
 Law: both sides are compared as a reader sees them, decoded. int8 values are compared in steps of the quantiser; other
 values per token, since one cosine over a whole tensor lets a miner skip 19 % of its tokens (ALGORITHMS 5). A difference
-that is no number counts as infinite. numpy only. Letters: N tokens (B x T), K boundary width, P flat parameters.
+that is no number counts as HUGE: figures travel as JSON, which has no infinity. numpy only.
+
+Letters: N tokens (B x T), K boundary width, P flat parameters.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from subnet.model import wire
 from subnet.protocol.ids import Values
 from subnet.protocol.run_spec import RunSpec
 
-TINY = 1e-30
+TINY, HUGE = 1e-30, 1e30
 
 
 class Deviation(NamedTuple):
@@ -46,13 +47,13 @@ def outputs(spec: RunSpec, sent: bytes, ours: bytes) -> Deviation:
 
 
 def relative_l2(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> float:
-    """||a - b|| / ||scale||; 0 when a equals b, infinite when only the scale vanishes or a value is no number."""
+    """||a - b|| / ||scale||; 0 when a equals b, HUGE when only the scale vanishes or a value is no number."""
     off = float(np.linalg.norm(a.astype(np.float64) - b))
     size = float(np.linalg.norm(scale.astype(np.float64)))
     if off == 0.0:
         return 0.0
-    ratio = off / size if size > 0.0 else math.inf
-    return ratio if math.isfinite(ratio) else math.inf
+    ratio = off / size if size > 0.0 else HUGE
+    return ratio if ratio < HUGE else HUGE
 
 
 def _steps(sent_NK: np.ndarray, ours_NK: np.ndarray, group: int) -> float:
@@ -62,7 +63,7 @@ def _steps(sent_NK: np.ndarray, ours_NK: np.ndarray, group: int) -> float:
         ours, sent = ours_NK[start : start + group], sent_NK[start : start + group]
         off = float(np.abs(sent - ours).max(initial=0.0))
         worst = max(worst, off / max(float(np.abs(ours).max(initial=0.0)) / 127, TINY))
-    return worst
+    return min(worst, HUGE)
 
 
 def _cosines(a_NK: np.ndarray, b_NK: np.ndarray) -> np.ndarray:

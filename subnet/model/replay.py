@@ -3,7 +3,7 @@
     begin   the committed state (or the anchor, freshly loaded), at version v
     passes  in the miner's own order, ignored and dropped ones too; a backward on the version its graph was on
     merge   applied where the log says, onto the anchor everybody knows
-    end     the next committed state; for an epoch's last one the uploaded pseudo-gradient
+    end     the next committed state, and for an epoch's last one the uploaded pseudo-gradient
 
 Law: synchronous, without I/O or clock; the same arithmetic as the miner's, because it is the miner's Trainer. A state
 is never taken on trust: whoever calls has checked every part against the commitment's digest. Letters: P flat
@@ -57,10 +57,9 @@ class Segment(NamedTuple):
     """Passes before the merge that led to the anchor was applied; None: it was before the segment, or never."""
     passes: Sequence[ReplayPass]
     end_step: int
-    end: TrainingState | None
-    """None for the last segment: `upload_P` shows it."""
+    end: TrainingState
     upload_P: np.ndarray | None
-    """Pseudo-gradient as sent, decoded."""
+    """Pseudo-gradient as sent, decoded; only the last segment ends in it."""
 
 
 class Replay(Trainer):
@@ -152,19 +151,18 @@ class Replay(Trainer):
             said = f"the log ends at inner step {self.step} and {self._accumulated} gradients, not at a commitment"
             raise PeerFault(Reason.MALFORMED, said, "log")
         ours_P = self.local_parameters()
-        if segment.end is None:
-            assert segment.upload_P is not None
-            # both go through the upload's encoding, whose rounding is the same for both but for single values
-            sent_P, ours_sent_P = segment.upload_P, self._as_uploaded(ours_P)
-            return compare.relative_l2(sent_P, ours_sent_P, ours_P - start_P)
         ours = self.training_state()
         parameters = compare.relative_l2(segment.end.parts[0], ours.parts[0], ours_P - start_P)
         older = compare.relative_l2(segment.end.parts[1], ours.parts[1], ours_P - start_P)
         moments = [compare.relative_l2(segment.end.parts[i], ours.parts[i], ours.parts[i]) for i in (2, 3)]
-        return max(parameters, older, *moments)
+        return max(parameters, older, self._upload_off(segment), *moments)
 
-    def _as_uploaded(self, local_P: np.ndarray) -> np.ndarray:
-        return self._anchor.sent(local_P)
+    def _upload_off(self, segment: Segment) -> float:
+        """The upload must be the committed end, rounded: the same arithmetic on the same values, so the same bytes."""
+        if segment.upload_P is None:
+            return 0.0
+        shown_P = self._anchor.sent(segment.end.parts[0])
+        return compare.relative_l2(segment.upload_P, shown_P, shown_P)
 
 
 def _badness(off: compare.Deviation) -> float:

@@ -66,6 +66,8 @@ async def host(settings: OrchestratorConfig, keypair: Keypair, runtime: Runtime)
         chain = SubtensorChain(settings.network, settings.netuid, keypair, runtime) if settings.network else None
         if chain is not None:
             await chain.check()
+        elif opened.spec.audit.rate > 0:
+            raise ConfigError("--network", "is missing, and this run's audits are drawn by a chain", "name the chain")
         service = Service(journal, store, runtime, Hotkey(keypair.ss58_address), state, chain=chain)
         server = ControlServer(service, store, keypair, runtime.now)
 

@@ -17,6 +17,7 @@ from loguru import logger
 
 from subnet.chain.base import Chain
 from subnet.coordination import machine
+from subnet.coordination.members import is_known
 from subnet.coordination.notices import finished
 from subnet.coordination.state import Deliver, Effect, Say, State
 from subnet.coordination.status import status
@@ -231,6 +232,9 @@ class Service:
         if request.spec_digest != state.spec_digest and not (isinstance(message, Join) and request.spec_digest is None):
             said = f"the run's RunSpec has digest {state.spec_digest}"
             return await self.refuse(Refused(reason=Reason.WRONG_SPEC, claimed=sender, sentence=said))
+        if not is_known(state, sender):
+            said = "this hotkey is not registered on the subnet"
+            return await self.refuse(Refused(reason=Reason.NOT_REGISTERED, claimed=sender, sentence=said))
         decision, record = await self._enter(sender, message)
         if decision is None or decision.reply is None:
             raise InvariantViolation("a request got no reply from the machine")

@@ -164,7 +164,6 @@ class RevealWork(Struct, frozen=True, kw_only=True, tag="reveal"):
     start: tuple[Target, ...]
     """One for each of STATE_PARTS; empty where everybody knows the state: parameters loaded at the epoch's start."""
     end: tuple[Target, ...]
-    """Empty for the last segment: the uploaded pseudo-gradient shows its end."""
     deadline_s: float
 
 

@@ -83,11 +83,11 @@ class Setting(NamedTuple):
             torch.set_num_threads(before)
 
 
-class _Replaced(TorchDispatchMode):
+class _Replaced(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Below autograd, so forwards and backwards alike."""
 
     def __init__(self, multiply: Multiply, exact_functions: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._multiply, self._exact = multiply, exact_functions
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -153,7 +153,9 @@ def threads_take_effect() -> tuple[bool, bool]:
     """Whether a sum over many values, and whether a large product, differ between one thread and the most."""
     drawn = np.random.default_rng(0)
     values_N = torch.from_numpy(drawn.standard_normal(1_000_000, np.float32))
-    long_NK, long_KN = (torch.from_numpy(drawn.standard_normal(shape, np.float32)) for shape in [(64, 4096), (4096, 64)])
+    long_NK, long_KN = (
+        torch.from_numpy(drawn.standard_normal(shape, np.float32)) for shape in [(64, 4096), (4096, 64)]
+    )
     sums, products = [], []
     for count in (THREADS[0], THREADS[-1]):
         with Setting("", threads=count).applied():

@@ -2,8 +2,8 @@
 
 Two replicas a stage train on text with the miner's own parts: `Replica`, `Trainer`, `WorkLog`, snapshots. Micro-batches
 wander through the stages a few at a time in a drawn order, so backwards meet newer parameters than their forwards, and
-everything that happens to honest miners happens here: work taken over and work done twice, passes between an upload and
-its merge, an upload that did not count, a replica that came late and loads the anchor.
+everything that happens to honest miners happens here: work taken over and work done twice, uploads that came to nothing
+and are made again, passes between an upload and its merge, an upload that did not count, a replica that loads anew.
 
 Law: honest. Equal arguments give equal passes; all drawing is by one seed. Letters: P flat parameters.
 """
@@ -14,13 +14,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
-from subnet import presets
 from subnet.coordination.audit_state import Dossier
 from subnet.coordination.audits import drawable
-from subnet.data import prepare
 from subnet.data.sampling import Batches
 from subnet.merging import compression, reduction
 from subnet.miner.replica import Replica
@@ -31,59 +28,21 @@ from subnet.model.outer import Upload
 from subnet.model.replay import ReplayPass, Segment
 from subnet.model.trainer import Trainer
 from subnet.model.training_state import TrainingState
-from subnet.protocol import keys
-from subnet.protocol.ids import Digest, Epoch, ItemId, MicroBatchId, Pass, RunId, Stage, Values
+from subnet.protocol.ids import Epoch, ItemId, MicroBatchId, Pass, Stage, Values
 from subnet.protocol.messages import Commitment, PassWork, Source, Target
-from subnet.protocol.run_spec import DataFile, DataSpec, ModelSpec, RunSpec
+from subnet.protocol.run_spec import RunSpec
 from subnet.scoring.audit import check_log
+from subnet.simulation.calibration_specs import FILE, NUM_STAGES, Size, Wire
 
-NUM_STAGES = 3
 IN_FLIGHT = 6
-TAKEN_OVER, DONE_TWICE, NOT_COUNTED, LOADS_ANEW = 0.05, 0.03, 0.1, 0.1
-"""Probabilities: of a backward and of a forward; of a replica's epoch."""
+TAKEN_OVER, DONE_TWICE = 0.05, 0.03
+"""Of the backwards; of the forwards."""
+SECOND_ROUND, NOT_COUNTED, LOADS_ANEW = 0.2, 0.1, 0.1
+"""Of a stage's uploads; of a replica's epochs."""
 BETWEEN_MAX = 8
 """Passes of a stage between its uploads and its merge, at most."""
 
-_RUN = RunId("calibration")
-_KEY = keys.make(_RUN, 0, 0, "any", keys.Kind.BOUNDARY)
-_SOURCE = Source(key=_KEY, digest=Digest("0" * 64), size_bytes=1)
-_FILE = DataFile(key=_KEY, digest=Digest("0" * 64), size_bytes=1)
-
-
-class Size(NamedTuple):
-    """How large the swarms are."""
-
-    text_chars: int
-    micro_batch: tuple[int, int]
-    """B, T."""
-    model: ModelSpec | None
-    """None: the `laptop` preset's."""
-    width: int
-    replicas: int
-    micro_batches: int
-    """Of an epoch, per replica; an odd number, so that an upload's last step has only one."""
-    segment_steps: int
-    epochs: int
-
-
-SIZES = {
-    "tiny": Size(
-        200_000, (2, 32),
-        ModelSpec(vocab_size=512, d_model=32, num_layers=6, num_heads=4, num_kv_heads=2, d_ff=96),
-        8, 2, 25, 2, 3,
-    ),
-    "laptop": Size(1_500_000, (8, 128), None, 16, 1, 13, 2, 2),
-}  # fmt: skip
-
-
-class Wire(NamedTuple):
-    """How numbers are held on the way."""
-
-    boundary: Values
-    upload: Values
-
-    def __str__(self) -> str:
-        return f"{self.boundary.value}, upload {self.upload.value}"
+_SOURCE = Source(key=FILE.key, digest=FILE.digest, size_bytes=1)
 
 
 class Recorded(NamedTuple):
@@ -109,32 +68,6 @@ class Recorded(NamedTuple):
         return f"{begins} to {ends}"
 
 
-def tokens_of(size: Size) -> np.ndarray:
-    """The text of the `localnet` command, or its beginning, as tokens."""
-    text = prepare.read_kjv()[: size.text_chars]
-    blocks, _ = prepare.split_text(text, 0.05)
-    vocab_size = (size.model or presets.laptop(presets.Size(3, 3, 1)).model).vocab_size
-    return prepare.tokenize(prepare.train_tokenizer(blocks, vocab_size), blocks)
-
-
-def make_spec(size: Size, wire: Wire, seed: int, reset_each_epoch: bool) -> RunSpec:
-    """The `laptop` preset's rules, on a model of this size."""
-    preset = presets.laptop(presets.Size(NUM_STAGES * size.replicas, NUM_STAGES, size.epochs, size.micro_batches))
-    width = size.width
-    preset = preset._replace(
-        model=size.model or preset.model,
-        boundary=msgspec.structs.replace(preset.boundary, width=width, hidden=4 * width, values=wire.boundary),
-        inner=msgspec.structs.replace(
-            preset.inner, reset_each_epoch=reset_each_epoch, rewarm_steps=3 if reset_each_epoch else 0
-        ),
-        merge=msgspec.structs.replace(preset.merge, upload_values=wire.upload),
-        audit=msgspec.structs.replace(preset.audit, rate=1.0, segment_steps=size.segment_steps),
-    )
-    batch, seq_len = size.micro_batch
-    data = DataSpec(tokenizer=_FILE, train=(_FILE,), validation=(_FILE,), micro_batch_size=batch, seq_len=seq_len)
-    return presets.run_spec(preset, run_id=_RUN, seed=seed, num_stages=NUM_STAGES, data=data)
-
-
 class _Flight:
     """A micro-batch on its way: what is next, and what was stored for it."""
 
@@ -156,7 +89,7 @@ class Miner:
 
 
 class HonestSwarm:
-    """`records` trains it, and gives every segment of an epoch as soon as a stage has closed it."""
+    """`records` trains it, and gives a stage's segments as soon as it has closed an epoch."""
 
     def __init__(self, spec: RunSpec, tokens: np.ndarray, size: Size, wire: Wire) -> None:
         self.losses: list[float] = []
@@ -174,7 +107,7 @@ class HonestSwarm:
             for miner in self._miners[stage]:
                 self._load(miner, stage, Epoch(0), np.zeros_like(self._anchors[stage]))
 
-    def records(self) -> Iterator[Recorded]:
+    def records(self) -> Iterator[list[Recorded]]:
         for epoch in range(self._size.epochs):
             target = len(self.losses) + self._size.micro_batches * self._size.replicas
             while len(self.losses) < target:
@@ -226,7 +159,7 @@ class HonestSwarm:
             epoch=miner.replica.epoch,
             stage_input=_SOURCE if stage else None,
             gradient=_SOURCE if gradient is not None else None,
-            output=Target(key=_KEY, size_bytes=1) if stage or kind is Pass.FORWARD else None,
+            output=Target(key=FILE.key, size_bytes=1) if stage or kind is Pass.FORWARD else None,
             deadline_s=1.0,
         )
         done = miner.replica.run_pass(work, stage_input, gradient)
@@ -238,19 +171,27 @@ class HonestSwarm:
 
     # ---- the epoch's end ---------------------------------------------------------------------------------------------
 
-    def _close(self, stage: Stage, epoch: Epoch) -> Iterator[Recorded]:
-        """Uploads, passes that go on meanwhile, the merge; before it what was done up to the uploads is given out."""
+    def _close(self, stage: Stage, epoch: Epoch) -> Iterator[list[Recorded]]:
+        """Uploads, passes that go on meanwhile, the merge; before it all that was done up to the uploads is given."""
         miners, anchor_P = self._miners[stage], self._anchors[stage]
-        uploads = [miner.replica.close_epoch(epoch) for miner in miners]
-        tolds = [miner.replica.told() for miner in miners]
-        for miner, upload, told in zip(miners, uploads, tolds, strict=True):
-            yield from self._segments(stage, epoch, anchor_P, miner, upload, told)
-        for _ in range(int(self._drawn.integers(BETWEEN_MAX + 1))):
-            self._go_on()
+        rounds = 1 + (self._drawn.random() < SECOND_ROUND)
+        for number in range(rounds):
+            uploads = [miner.replica.close_epoch(epoch) for miner in miners]
+            tolds = [miner.replica.told() for miner in miners]
+            if number == rounds - 1:
+                shown = zip(miners, uploads, tolds, strict=True)
+                yield [
+                    one
+                    for miner, upload, told in shown
+                    for one in self._segments(stage, epoch, anchor_P, miner, upload, told, rounds)
+                ]
+            for _ in range(int(self._drawn.integers(BETWEEN_MAX + 1))):
+                self._go_on()
         sent = [self._sent(upload, len(anchor_P)) for upload in uploads]
         g_P = reduction.reduce_shard(sent, [1.0] * len(sent), [1.0] * len(sent))
         for miner, told in zip(miners, tolds, strict=True):
-            miner.passes = {i: one for i, one in miner.passes.items() if all(i != logged.item for logged in told.log)}
+            over = {logged.item for logged in told.log}
+            miner.passes = {item: one for item, one in miner.passes.items() if item not in over}
             counted = self._drawn.random() >= NOT_COUNTED
             anchor = miner.replica.apply_merge(epoch, [(0, len(g_P), g_P)], counted)
             parameters_P = compression.decode(anchor.parameters, Values.FP32, len(g_P))
@@ -269,10 +210,10 @@ class HonestSwarm:
         return compression.decode(upload.data, self._wire.upload, count)
 
     def _segments(
-        self, stage: Stage, epoch: Epoch, anchor_P: np.ndarray, miner: Miner, upload: Upload, told: Told
+        self, stage: Stage, epoch: Epoch, anchor_P: np.ndarray, miner: Miner, upload: Upload, told: Told, rounds: int
     ) -> Iterator[Recorded]:
         """As `coordination.reviews.work_of` and `validator.auditor` put them together."""
-        said = self._form_problem(told)
+        said = self._form_problem(told, rounds)
         if said is not None:
             self.problems.append(said)
         dossier = Dossier(stage=stage, anchor=_SOURCE, commitments=told.commitments, applied_at=told.applied_at)
@@ -295,7 +236,7 @@ class HonestSwarm:
             )
             yield Recorded(self._spec, self._batches, stage, self._wire, segment)
 
-    def _form_problem(self, told: Told) -> str | None:
+    def _form_problem(self, told: Told, rounds: int) -> str | None:
         return check_log(
             told.log,
             told.commitments,
@@ -305,6 +246,7 @@ class HonestSwarm:
             loaded=told.loaded,
             merged=told.applied_at is not None,
             reset_each_epoch=self._spec.inner.reset_each_epoch,
+            uploads=rounds,
         )
 
     def _state(self, miner: Miner, one: Commitment, count: int) -> TrainingState:

@@ -26,7 +26,7 @@ from subnet.scoring.audit import state_digest
 from subnet.transport.transfer import Expired, Transfer
 
 _NOBODYS_FAULT = frozenset({Reason.STALE, Reason.NOT_ALLOWED, Reason.UNSIGNED, Reason.BAD_SIZE})
-"""What a store may answer for an object that is gone, or whose grant has run out."""
+"""What a store may answer where it does not let us read: nothing that its writer could help."""
 
 
 class _Missing(Exception):
@@ -104,7 +104,7 @@ class Auditor:
             raise _Missing(f"{source.key} cannot be read: {fault.sentence}") from fault
 
     async def _own(self, source: Source, deadline: float) -> bytes:
-        """Bytes that the audited miner wrote: other ones than it reported are its fault, missing ones are not."""
+        """Bytes that the audited miner wrote: if they are missing or other ones than it reported, that is its fault."""
         try:
             return await self._transfer.fetch(source, deadline)
         except PeerFault as fault:
@@ -134,10 +134,16 @@ class Auditor:
             applies_after=work.applies_after,
             passes=data.passes,
             end_step=work.ends.step,
-            end=state(data.end, work.ends),
+            end=_shown(state(data.end, work.ends)),
             upload_P=upload_P,
         )
         return Replay(self._spec, work.stage, self._device, self._batches).measure(segment)
+
+
+def _shown(state: TrainingState | None) -> TrainingState:
+    if state is None:
+        raise PeerFault(Reason.MALFORMED, "the audit names no end state")
+    return state
 
 
 def _done(work: AuditWork, reason: Reason, sentence: str, took_s: float) -> AuditDone:

@@ -26,7 +26,7 @@ from subnet.transport.base import ControlClient, ObjectClient
 from subnet.transport.transfer import Transfer
 from subnet.validator.auditor import Auditor
 from subnet.validator.evaluation import TOKENS_MAX, evaluate
-from subnet.validator.follower import Follower
+from subnet.validator.follower import Follower, JournalBroken
 from subnet.validator.weight_setter import WeightSetter
 
 LOOK_EVERY_S = 1.0
@@ -87,7 +87,9 @@ class Validator:
         while self._follower.state is None:
             try:
                 await self._follower.catch_up()
-            except Unavailable as error:
+            except JournalBroken:
+                raise
+            except (Unavailable, PeerFault) as error:
                 self._say(f"waiting for the journal: {error}")
             if self._follower.state is None:
                 await self._runtime.sleep(FIRST_RECORD_EVERY_S)
@@ -204,7 +206,9 @@ class Validator:
             try:
                 await self._follower.catch_up()
                 report = await self._weights.look(self._follower, self._runtime.now())
-            except Unavailable as error:
+            except JournalBroken:
+                raise
+            except (Unavailable, PeerFault) as error:
                 self._say(f"weights wait: {error}")
                 report = None
             if report is not None:

@@ -204,6 +204,15 @@ async def test_heads(ask: Client, url: str, node: Node) -> None:
     assert await ask("chain_getHead") == node.chain.head.hash and not ask.heard
 
 
+async def test_for_developers(ask: Client, node: Node) -> None:
+    """7. The next blocks now; a time-lock opened now, which does nothing where there is none."""
+    assert await ask("dev_newBlock") == 1 and await ask("dev_newBlock", 4) == 5 == node.chain.number
+    assert await ask("dev_reveal", 1, BOB, [0], [1]) is True
+    assert await ask("dev_newBlock") == 6
+    events = node.chain.storage.get("System", "Events")
+    assert [event["event_id"] for event in events] == ["ExtrinsicSuccess"]
+
+
 @pytest.mark.parametrize(
     ("message", "code"),
     [
@@ -221,14 +230,14 @@ async def test_heads(ask: Client, url: str, node: Node) -> None:
     ],
 )
 async def test_mistakes(ask: Client, node: Node, message: str, code: int) -> None:
-    """7. Whatever a client sends, it gets an error with the right code, and the next question is answered."""
+    """8. Whatever a client sends, it gets an error with the right code, and the next question is answered."""
     await ask.socket.send(message)
     assert json.loads(await ask.socket.recv())["error"]["code"] == code
     assert await ask("chain_getHead") == node.chain.head.hash
 
 
 async def test_a_batch(ask: Client) -> None:
-    """8. Several questions in one message, answered in their order, the wrong one among them with its error."""
+    """9. Several questions in one message, answered in their order, the wrong one among them with its error."""
     questions = [{"jsonrpc": "2.0", "id": n, "method": method} for n, method in enumerate(["chain_getHead", "nope"])]
     await ask.socket.send(json.dumps(questions))
     first, second = json.loads(await ask.socket.recv())
@@ -238,7 +247,7 @@ async def test_a_batch(ask: Client) -> None:
 
 
 async def test_too_many_subscriptions(ask: Client) -> None:
-    """9. A client that subscribes in a loop is stopped at 256; after it gives one back it may have another."""
+    """10. A client that subscribes in a loop is stopped at 256; after it gives one back it may have another."""
     subscriptions = [await ask("chain_subscribeNewHeads") for _ in range(server.SUBSCRIPTIONS_MAX)]
     assert "more than" in (await ask.error("chain_subscribeNewHeads"))["message"]
     assert await ask("chain_unsubscribeNewHeads", subscriptions[0]) is True
@@ -246,7 +255,7 @@ async def test_too_many_subscriptions(ask: Client) -> None:
 
 
 async def test_a_client_that_does_not_read(ask: Client, url: str, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10. Somebody subscribes and goes for lunch: his queue is full, he is cut off, and the others hear every block."""
+    """11. Somebody subscribes and goes for lunch: his queue is full, he is cut off, and the others hear every block."""
     monkeypatch.setattr(server, "QUEUE_MAX", 8)
     await ask("chain_subscribeNewHeads")
     await ask.hear()

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -266,6 +266,7 @@ def test_what_a_stranger_sent_stays_text() -> None:
 # ---- the course ------------------------------------------------------------------------------------------------------
 
 
+@example([1.7e308, -1e292], 2)
 @given(st.lists(st.floats(allow_nan=True), max_size=300), st.integers(1, 60))
 def test_sparks_are_as_wide_as_asked(values: list[float], width: int) -> None:
     """9. Any course, infinities and all, as so many blocks."""

@@ -79,6 +79,7 @@ async def run(settings: LocalChainConfig, runtime: SystemRuntime) -> None:
     folder = Path(settings.state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "chain.json").unlink(missing_ok=True)  # of a chain that was killed
     except OSError as error:
         raise ConfigError("--state", f"{folder}: {error.strerror}", "name a writable folder") from None
     store = Store(folder / "chain.sqlite")
@@ -97,6 +98,7 @@ async def run(settings: LocalChainConfig, runtime: SystemRuntime) -> None:
             logger.info("local chain at ws://{}:{}, block {}", HOST, port, chain.number)
             await (node.author(settings.block_s) if settings.block_s else asyncio.Event().wait())
         finally:
+            (folder / "chain.json").unlink(missing_ok=True)
             await node.stop()
     finally:
         store.close()

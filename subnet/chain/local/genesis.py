@@ -54,23 +54,23 @@ def endow(genesis: Genesis, written: Sequence[str]) -> Genesis:
         except ValueError:
             raise ConfigError("--endow", f"{word!r} does not fit", "write ADDRESS=TAO") from None
     richer = msgspec.structs.replace(genesis, endowed=endowed)
-    check(richer)
+    check(richer, "--endow")
     return richer
 
 
-def check(genesis: Genesis) -> None:
+def check(genesis: Genesis, field: str = "--genesis") -> None:
     """Raises ConfigError naming what does not fit."""
     for address in (*genesis.endowed, *([genesis.sudo] if genesis.sudo else [])):
         try:
             core.ss58_decode(address)
         except ValueError:
-            raise ConfigError("--genesis", f"{address!r} is no ss58 address", "copy it whole") from None
+            raise ConfigError(field, f"{address!r} is no ss58 address", "copy it whole") from None
     for name, value in genesis.new_subnets.items():
         if name not in BY_NAME:
-            raise ConfigError("--genesis", f"no hyperparameter {name!r}", f"one of {', '.join(sorted(BY_NAME))}")
+            raise ConfigError(field, f"no hyperparameter {name!r}", f"one of {', '.join(sorted(BY_NAME))}")
         low, high = LIMITS.get(name, (int(value), int(value)))
         if not low <= value <= high or value != int(value):
-            raise ConfigError("--genesis", f"{name} = {value!r}", f"give a whole number from {low} to {high}")
+            raise ConfigError(field, f"{name} = {value!r}", f"give a whole number from {low} to {high}")
 
 
 def sudo_of(genesis: Genesis) -> str:

@@ -16,12 +16,14 @@ INTERFACE = Interface(250)
 SHIELD = Shield(bytes(SEED_BYTES))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64) | st.sampled_from([63, 64, 2**14 - 1, 2**14, 2**30 - 1, 2**30]))
 def test_compact_numbers(number: int) -> None:
     """1. Our compact integers are the library's."""
     assert compact(number) == INTERFACE.encode("Compact<u128>", number)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_octets(data: bytes) -> None:
     """2. Bytes go through storage and come out the same, whether they look like text or not; only text that itself

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subnet.chain.local.ledger.emission import HALF_SUPPLY, block_emission
@@ -22,6 +22,7 @@ def test_halvings() -> None:
     assert {issued: block_emission(issued) for issued in at} == at
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2 * HALF_SUPPLY + 5))
 def test_it_only_falls(issued: int) -> None:
     """2. The more there is, the less is made."""

@@ -135,7 +135,7 @@ def test_a_failed_call_leaves_nothing(town: Laboratory) -> None:
     ]
     before = town.free("stranger"), town.free("miner"), town.chain.next_nonce(town.address("stranger"))
     uids, burn = town.storage.number("SubnetworkN", 1), town.storage.number("Burn", 1)
-    assert town.do("stranger", "Utility", "batch_all", calls=calls) == "BadOrigin"
+    assert town.do("stranger", "Utility", "batch_all", calls=calls) == "NotSubnetOwner"
     assert (town.free("stranger"), town.free("miner")) == (before[0] - FEE_RAO, before[1])
     assert town.chain.next_nonce(town.address("stranger")) == before[2] + 1
     assert town.storage.number("SubnetworkN", 1) == uids and town.uid("stranger") is None

@@ -54,7 +54,7 @@ def test_starting(lab: Laboratory) -> None:
     lab.storage.write("StartCallDelay", [], 3)
     create(lab)
     start = (PALLET, "start_call")
-    assert lab.do("stranger", *start, netuid=1) == "BadOrigin"
+    assert lab.do("stranger", *start, netuid=1) == "NotSubnetOwner"
     assert lab.do("owner", *start, netuid=2) == "SubnetNotExists"
     assert lab.do("owner", *start, netuid=1) == ""
     assert lab.do("owner", *start, netuid=1) == "FirstEmissionBlockNumberAlreadySet"
@@ -148,7 +148,7 @@ def test_a_new_tempo_begins_anew(town: Laboratory) -> None:
 def test_names(town: Laboratory) -> None:
     """8. The owner names the subnet and its token, a neuron's coldkey itself; all is in the metagraph."""
     words = dict.fromkeys(subnet_identity(), "0x") | {"subnet_name": "0x" + b"IOTA".hex()}
-    assert town.do("stranger", PALLET, "set_subnet_identity", netuid=1, **words) == "BadOrigin"
+    assert town.do("stranger", PALLET, "set_subnet_identity", netuid=1, **words) == "NotSubnetOwner"
     assert town.do("owner", PALLET, "set_subnet_identity", netuid=1, **words) == ""
     assert town.do("owner", PALLET, "update_symbol", netuid=1, symbol="0x" + "ι".encode().hex()) == ""
     person = dict.fromkeys("name url github_repo image discord description additional".split(), "0x")

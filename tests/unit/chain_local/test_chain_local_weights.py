@@ -114,13 +114,23 @@ def test_too_many_commits(voting: Laboratory) -> None:
     assert commit(voting) == "CommittingWeightsTooFast"
 
 
+def test_sealed_commits_do_not_pile_up(voting: Laboratory) -> None:
+    """7. Nothing ever opens them: after a dozen epochs the old ones are gone, the newer ones are kept."""
+    voting.tune("commit_reveal_weights_enabled", enabled=True)
+    for _ in range(14):
+        assert commit(voting) == ""
+        voting.to_epoch()
+    kept = [epoch for epoch, _ in voting.storage.pairs(PALLET, "TimelockedWeightCommits", 1)]
+    assert len(kept) == 11 and max(kept) == voting.storage.number("SubnetEpochIndex", 1) - 1
+
+
 def committed(lab: Laboratory, who: str, text: bytes) -> str:
     fields = {"fields": [{f"Raw{len(text)}": "0x" + text.hex()}]}
     return lab.do(f"{who}/hot", "Commitments", "set_commitment", netuid=1, info=fields)
 
 
 def test_a_commitment(town: Laboratory) -> None:
-    """7. One text for each hotkey: the next one overwrites it. All 128 bytes come back, whatever they are."""
+    """8. One text for each hotkey: the next one overwrites it. All 128 bytes come back, whatever they are."""
     for text in (b"http://127.0.0.1:8091", bytes(range(128)), b"0x41"):
         assert committed(town, "miner", text) == ""
         record = town.storage.get("Commitments", "CommitmentOf", 1, town.address("miner/hot"))
@@ -131,7 +141,7 @@ def test_a_commitment(town: Laboratory) -> None:
 
 
 def test_who_may_not_commit(town: Laboratory) -> None:
-    """8. Only registered hotkeys, three fields at most, and no more than the space of one tempo; the next tempo gives
+    """9. Only registered hotkeys, three fields at most, and no more than the space of one tempo; the next tempo gives
     new space."""
     town.do("stranger", PALLET, "try_associate_hotkey", hotkey=town.address("stranger/hot"))
     assert committed(town, "stranger", b"hi") == "AccountNotAllowedCommit"

@@ -32,32 +32,30 @@ ORCHESTRATOR, EVALUATOR = Hotkey("orchestrator"), Hotkey("evaluator")
 
 encode_state, decode_state = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(run.State).decode
 encode_entry, decode_entry = msgspec.json.Encoder().encode, msgspec.json.Decoder(m.Envelope).decode
+make_key = partial(make, RUN)
+Errand = run.CheckObject | run.RecomputeShard | run.DrawSecret
 
 
 def digest(*parts: object) -> Digest:
     return Digest(hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest())
 
 
-make_key = partial(make, RUN)
-Errand = run.CheckObject | run.RecomputeShard | run.DrawSecret
-
-
 def make_spec(num_stages: int = 3, num_microbatches_min: int = 4, **change: Any) -> RunSpec:
-    """A tiny model; `change` names fields of the merge or routing part."""
+    """A tiny model; `change` names fields of the merge, routing, inner, audit or score part."""
     file = DataFile(key=make_key(0, 0, "text", Kind.DATA), digest=digest("text"), size_bytes=1)
     data = DataSpec(tokenizer=file, train=(file,), validation=(file,), micro_batch_size=2, seq_len=16)
     preset = presets.equivalence(presets.Size(num_stages, num_stages, 3))
     spec = presets.run_spec(preset, run_id=RUN, seed=7, num_stages=num_stages, data=data)
     all_fields = {
         "num_microbatches_min": num_microbatches_min, "quorum": 0.75, "relax_after_s": 120.0, "grace_s": 5.0,
-        "upload_deadline_s": 20.0, "reduce_deadline_s": 20.0, "apply_deadline_s": 20.0,
-        "heartbeat_s": 5.0, "dead_after_s": 15.0, "in_flight_per_replica": 2, "deadline_first_s": 30.0,
-        "deadline_floor_s": 10.0, "slots_max": 4, "flush": False, **change,
+        "upload_deadline_s": 20.0, "reduce_deadline_s": 20.0, "apply_deadline_s": 20.0, "heartbeat_s": 5.0,
+        "dead_after_s": 15.0, "in_flight_per_replica": 2, "deadline_first_s": 30.0, "deadline_floor_s": 10.0,
+        "slots_max": 4, "flush": False, **change,
     }  # fmt: skip
-    parts = {
-        name: msgspec.structs.replace(part, **{f: v for f, v in all_fields.items() if hasattr(part, f)})
-        for name, part in (("merge", spec.merge), ("routing", spec.routing))
-    }
+    parts = {}
+    for name in ("merge", "routing", "inner", "audit", "score"):
+        part = getattr(spec, name)
+        parts[name] = msgspec.structs.replace(part, **{f: v for f, v in all_fields.items() if hasattr(part, f)})
     return msgspec.structs.replace(spec, **parts)
 
 
@@ -95,13 +93,13 @@ class World:
         self.players: dict[str, Player] = {}
         self.said: list[str] = []
         self.errands: list[Errand] = []
-        self.dropped: list[int] = []
+        self.dropped, self.blocks = list[int](), list[int]()  # epochs; nobody reads a chain here
+        self.honest: Callable[[m.Work], m.Result] = partial(_honest, spec)
         self.bad_objects: dict[str, Reason] = {}
-        starts = []
-        for stage in range(spec.num_stages):
-            start = m.Source(key=make_key(0, stage, "start", Kind.PARAMETERS), digest=digest(stage), size_bytes=1)
-            starts.append(m.StageStart(parameters=start, momentum=start))
-        opened = m.RunOpened(spec=spec, starts=tuple(starts), evaluators=(EVALUATOR,), target_epochs=target_epochs)
+        keys = [make_key(0, stage, "start", Kind.PARAMETERS) for stage in range(spec.num_stages)]
+        loads = [m.Source(key=key, digest=digest(stage), size_bytes=1) for stage, key in enumerate(keys)]
+        starts = tuple(m.StageStart(parameters=source, momentum=source) for source in loads)
+        opened = m.RunOpened(spec=spec, starts=starts, evaluators=(EVALUATOR,), target_epochs=target_epochs)
         self.state = machine.open_run(self._journaled(ORCHESTRATOR, opened))
         self.watch: Callable[[m.Envelope, m.Reply | None], None] = lambda envelope, reply: None
         self.own(m.Tick())
@@ -132,6 +130,8 @@ class World:
                 self.said.append(effect.sentence)
             case run.DropEpoch():
                 self.dropped.append(effect.epoch)
+            case run.ReadChain():
+                self.blocks.append(effect.closes)
             case run.CheckObject() | run.RecomputeShard() | run.DrawSecret():
                 self.errands.append(effect)
 
@@ -209,7 +209,7 @@ class World:
 
     def result(self, work: m.Work, **change: Any) -> Any:
         """What an honest miner would bring back, but for `change`."""
-        return msgspec.structs.replace(_honest(self.spec, work), **change)
+        return msgspec.structs.replace(self.honest(work), **change)
 
     def do(self, name: str, *works: m.Work, **change: Any) -> Any:
         """Hand in good results of these works, or of all that is in hand."""
@@ -264,8 +264,8 @@ def _honest(spec: RunSpec, work: m.Work) -> m.Result:
             written, loss = digest(work.output.key) if work.output else None, 5.0 if work.kind is Pass.LOSS else None
             return m.PassDone(item=work.item, digest=written, loss=loss, param_version=0, compute_s=0.1)
         case m.UploadWork():
-            chunks = -(-spec.stages[work.stage].num_params // CHUNK_VALUES)
-            sums = tuple(digest(work.output.key, chunk) for chunk in range(chunks))
+            count = spec.stages[work.stage].num_params
+            sums = tuple(digest(work.output.key, chunk) for chunk in range(-(-count // CHUNK_VALUES)))
             return m.UploadDone(item=work.item, digest=digest(work.output.key), norm=1.0, chunk_digests=sums)
         case m.ReduceWork():
             sums = tuple(reduced(work.manifest, shard) for shard in work.shards)

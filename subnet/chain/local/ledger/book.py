@@ -24,6 +24,8 @@ class CallFailed(Exception):
 
 
 class Book:
+    """One for the whole life of a chain; `begin` turns the page."""
+
     def __init__(self, storage: Storage, new_subnets: Mapping[str, int]) -> None:
         self.storage = storage
         self.new_subnets = dict(new_subnets)
@@ -80,7 +82,8 @@ def require_subnet(book: Book, netuid: int) -> None:
     require(book.storage.flag("NetworksAdded", netuid), "SubnetNotExists")
 
 
-def require_owner(book: Book, who: str, netuid: int) -> None:
+def require_owner(book: Book, who: str, netuid: int, error: str = "BadOrigin") -> None:
     """The subnet's owner coldkey, or root."""
     require_subnet(book, netuid)
-    require_origin(book.is_root or book.storage.account("SubnetOwner", netuid) == who)
+    is_owner = book.is_root or book.storage.account("SubnetOwner", netuid) == who
+    require(is_owner, error, "" if error == "BadOrigin" else SUBTENSOR)

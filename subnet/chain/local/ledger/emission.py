@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from subnet.chain.local import yuma
-from subnet.chain.local.ledger import neurons, pool, stake
+from subnet.chain.local.ledger import neurons, pool, stake, weights
 from subnet.chain.local.ledger.book import U16_MAX, Book
 from subnet.chain.local.ledger.pool import ROOT
 from subnet.chain.local.ledger.storage import Storage
@@ -110,6 +110,7 @@ def run_epoch(book: Book, netuid: int) -> None:
     storage.write("LastEpochBlock", [netuid], book.number)
     storage.write("PendingEpochAt", [netuid], 0)
     storage.add("SubnetEpochIndex", [netuid], 1)
+    weights.drop_expired(storage, netuid)
 
 
 def rules(storage: Storage, netuid: int) -> yuma.Rules:

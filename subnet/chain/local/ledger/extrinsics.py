@@ -68,6 +68,7 @@ class Verifier:
 
     def __init__(self, interface: Interface, hash_at: Callable[[int], str | None]) -> None:
         self._interface, self._hash_at = interface, hash_at
+        self._genesis: str | None = None
 
     def verify(self, data: bytes, block: int) -> Extrinsic:
         """Read and checked, as of `block`. Raises Refused."""
@@ -82,7 +83,8 @@ class Verifier:
         if not decoded.get("address"):
             raise Refused(BAD_PROOF)
         era, born, last = _era(decoded["era"], block)
-        genesis, birth = self._hash_at(0), self._hash_at(born)
+        self._genesis = genesis = self._genesis or self._hash_at(0)
+        birth = self._hash_at(born)
         if birth is None or genesis is None:
             raise Refused(ANCIENT)
         parts = {

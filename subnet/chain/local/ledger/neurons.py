@@ -66,10 +66,11 @@ def add(book: Book, netuid: int, hotkey: str, taken_from: int | None = None) -> 
 def _clear(book: Book, netuid: int, uid: int) -> None:
     storage = book.storage
     old = storage.account("Keys", netuid, uid)
-    for name in ("Uids", "Axons", "Prometheus"):
+    for name in ("Uids", "Axons", "Prometheus", "AlphaDividendsPerSubnet"):
         storage.remove(name, [netuid, old])
     storage.remove("IsNetworkMember", [old, netuid])
-    storage.drop("Commitments", "CommitmentOf", [netuid, old])
+    for name in ("CommitmentOf", "LastCommitment", "UsedSpaceOf"):
+        storage.drop("Commitments", name, [netuid, old])
     storage.remove("Weights", [netuid, uid])
     storage.remove("Bonds", [netuid, uid])
     # others' weights for this uid stay; consensus ignores those that are older than the registration

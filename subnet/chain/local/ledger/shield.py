@@ -1,8 +1,9 @@
 """The shield: extrinsics that travel encrypted until they are in a block.
 
 Law: a client encrypts to the chain's ML-KEM-768 key (FIPS 203) and XChaCha20-Poly1305; only the chain opens it. The key
-is made from a persisted seed, so that it outlives a restart. Decapsulation leaves out the standard's re-encryption, which
-guards a key against chosen ciphertexts: what is inside is authenticated all the same, and nothing here is worth a key.
+is made from a persisted seed, so that it outlives a restart. Decapsulation leaves out the standard's re-encryption,
+which guards a key against chosen ciphertexts: what is inside is authenticated all the same, and this key guards play
+money.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def register_network(book: Book, who: str, hotkey: str, identity: dict[str, Any]
 
 def start_call(book: Book, who: str, netuid: int) -> None:
     storage = book.storage
-    require_owner(book, who, netuid)
+    require_owner(book, who, netuid, "NotSubnetOwner")
     require(storage.value("FirstEmissionBlockNumber", netuid) is None, "FirstEmissionBlockNumberAlreadySet")
     ready = storage.number("NetworkRegisteredAt", netuid) + storage.number("StartCallDelay")
     require(book.number >= ready, "NeedWaitingMoreBlocksToStarCall")
@@ -101,7 +101,7 @@ def trigger_epoch(book: Book, who: str, netuid: int) -> None:
 
 
 def set_subnet_identity(book: Book, who: str, netuid: int, **identity: Any) -> None:
-    require_owner(book, who, netuid)
+    require_owner(book, who, netuid, "NotSubnetOwner")
     book.storage.write("SubnetIdentitiesV3", [netuid], identity)
     book.emit("SubtensorModule", "SubnetIdentitySet", netuid)
 

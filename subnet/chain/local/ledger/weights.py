@@ -17,6 +17,8 @@ from subnet.chain.local.spec.interface import octets
 COMMIT_REVEAL_VERSION = 4
 OPEN_COMMITS_MAX = 10
 """Of one hotkey in one chain epoch."""
+SEALED_EPOCHS = 10
+"""How long a commit that nothing has opened is kept beyond its reveal period."""
 COMMITMENT_FIELDS_MAX = 3
 RECORD_HEAD_BYTES = 8 + 4
 """Deposit and block, which stand before what is committed."""
@@ -117,6 +119,14 @@ def commit_timelocked_mechanism_weights(
     neurons.set_element(storage, "LastUpdate", netuid, uid, book.number)
     digest = blake2b(octets(commit), digest_size=32).hexdigest()
     book.emit("SubtensorModule", "TimelockedWeightsCommitted", (who, netuid, "0x" + digest, reveal_round))
+
+
+def drop_expired(storage: Storage, netuid: int) -> None:
+    """Sealed commits whose epoch is long over; called at each epoch, so that they do not pile up."""
+    epoch, period = storage.number("SubnetEpochIndex", netuid), storage.number("RevealPeriodEpochs", netuid)
+    for committed, _ in storage.pairs("SubtensorModule", "TimelockedWeightCommits", netuid):
+        if committed + period + SEALED_EPOCHS < epoch:
+            storage.remove("TimelockedWeightCommits", [netuid, committed])
 
 
 # ---- commitments of texts

@@ -1,8 +1,8 @@
 """A subnet's hyperparameters: one row each, from which storage, owner's calls and the listing are made.
 
-Law: a hyperparameter is added by a row here and nowhere else. Names are btcli's. `ROOT` rows are changed by the sudo
-key only on a public network; here the owner may set tempo, weights_rate_limit, kappa, max_validators and subnet state
-as well, because a local net's owner is its operator (docs say so).
+Law: a hyperparameter is added by a row here and nowhere else. Names are btcli's. Rows with `owner=no` are root's alone.
+Here the owner may also set what only root may on a public network (weights_rate_limit, kappa, max_validators, and a
+tempo below 360), because a local net's owner is its operator.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def _row(line: str) -> Hyperparameter:
     )
 
 
+# name, storage item, type, default, AdminUtils call without sudo_set_, its argument (= the same, - none), options
 _TABLE = f"""
 rho Rho u16 10 rho rho
 kappa Kappa u16 32767 kappa kappa

@@ -156,6 +156,10 @@ SUBTENSOR_ITEMS: tuple[Item, ...] = (
     optional("AutoStakeDestination", "AccountId", f"{ACCOUNT} {NET}"),
     item("ChildKeys", "Vec<(u64,AccountId)>", f"{ACCOUNT} {NET}", b"\0"),
     item("ParentKeys", "Vec<(u64,AccountId)>", f"{ACCOUNT} {NET}", b"\0"),
+    item("PendingChildKeys", "(Vec<(u64,AccountId)>,u64)", f"{NET} {ACCOUNT}", bytes(9)),
+    optional("ChildkeyThresholdSuspended", "()", ACCOUNT),
+    optional("MinerCollateral", "MinerCollateralState", f"{NET} {ACCOUNT} {ACCOUNT}"),
+    optional("AssociatedEvmAddress", "(H160,u64)", "Twox64Concat:NetUid Twox64Concat:u16"),
     item("ChildkeyTake", "PerU16", f"{ACCOUNT} {NET}"),
     # stake: a pool of shares for each (hotkey, netuid)
     item("TotalHotkeyAlpha", "AlphaBalance", f"{ACCOUNT} {NET}"),
@@ -164,6 +168,7 @@ SUBTENSOR_ITEMS: tuple[Item, ...] = (
     item("TotalHotkeySharesV2", "SafeFloat", f"{ACCOUNT} {NET}", _ZERO_24),
     item("AlphaV2", "SafeFloat", f"{ACCOUNT} {ACCOUNT} {NET}", _ZERO_24),
     optional("Lock", "LockState", f"{ACCOUNT} {NET} {ACCOUNT}"),
+    optional("LockingColdkeys", "()", f"{NET} {ACCOUNT} {ACCOUNT}"),
     optional("HotkeyLock", "LockState", f"{NET} {ACCOUNT}"),
     optional("DecayingHotkeyLock", "LockState", f"{NET} {ACCOUNT}"),
     optional("DecayingLock", "bool", f"{ACCOUNT} {NET}"),

@@ -94,6 +94,11 @@ TYPES: dict[str, Shape] = {
     "SubnetIdentity": struct(f"{PALLET}::SubnetIdentityV3", " ".join(f"{name}:Vec<u8>" for name in IDENTITY_FIELDS)),
     "ChainIdentity": struct(f"{PALLET}::ChainIdentityV2", " ".join(f"{name}:Vec<u8>" for name in PERSON_FIELDS)),
     "LockState": struct(f"{PALLET}::LockState", "locked_mass:AlphaBalance conviction:U64F64 last_update:u64"),
+    "H160": newtype("primitive_types::H160", "[u8;20]"),
+    "MinerCollateralState": struct(
+        f"{PALLET}::MinerCollateralState",
+        "locked:AlphaBalance drain_ratio:U64F64 min_locked:AlphaBalance earned:AlphaBalance",
+    ),
     "SafeFloat": struct("share_pool::SafeFloat", "mantissa:u128 exponent:i64"),
     "Data": Enum("pallet_commitments::types::Data", _data),
     "CommitmentFields": newtype("bounded_collections::bounded_vec::BoundedVec", "Vec<Data>"),
