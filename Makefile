@@ -1,7 +1,7 @@
 # One command each; the first one sets up .venv, later ones find it in place.
 #   make localnet ARGS="--miners 4 --epochs 2"     options of the command behind the target
 #   make localnet PYTHON=python3.12                another interpreter (3.11 or newer)
-#   TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu make test    where torch alone comes from
+#   TORCH_INDEX_URL=URL make test                  where torch alone comes from
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

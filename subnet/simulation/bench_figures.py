@@ -133,6 +133,23 @@ class Wire(Struct, frozen=True, kw_only=True):
         return value_bytes * self.d_model / self.object_bytes_per_token[kind]
 
 
+class Trust(Struct, frozen=True, kw_only=True):
+    """Audits of the default run, and whether pay followed work among miners of different speeds."""
+
+    audits_passed: int
+    audits_failed: int
+    audits_without_verdict: int
+    """Not shown or unreadable."""
+    audit_cost_share: float
+    """Seconds of replay for one second of training."""
+    speeds: str
+    speeds_miners: int
+    weights_vs_work: float
+    """Pearson's r of weights by the journal and verified work, in the run with those speeds."""
+    alpha_vs_work: float
+    """The same of the alpha that the local chain paid in its last epoch."""
+
+
 class Compression(Struct, frozen=True, kw_only=True):
     """A boundary by arithmetic alone."""
 
@@ -170,6 +187,7 @@ class Bench(Struct, frozen=True, kw_only=True):
     efficiency: list[Efficiency]
     learning: Learning
     launch: Launch
+    trust: Trust
     wire: Wire
     wire_128x: Compression
     table: list[Row] = []

@@ -36,7 +36,7 @@ from subnet.simulation.bench_figures import (
     zeroed,
 )
 from subnet.simulation.bench_jobs import Answer, Job, Kind
-from subnet.simulation.bench_swarm import SwarmRun, efficiency, launch_facts, run_swarm, wire_facts
+from subnet.simulation.bench_swarm import SwarmRun, efficiency, launch_facts, run_swarm, trust_facts, wire_facts
 
 CORES = 2
 LARGE = (2048, 128, (1, 800), 64)
@@ -51,10 +51,19 @@ class Plan(NamedTuple):
     laptop: dict[str, str]
     """Options of the laptop preset's run; none: the default run."""
     bench: dict[str, str]
+    uneven: dict[str, str]
+    """Of the run whose miners differ in speed."""
 
 
-FULL = Plan(96, {}, {"epochs": "2"})
-QUICK = Plan(16, {"epochs": "2", "num-microbatches-min": "16"}, {"epochs": "1", "num-microbatches-min": "16"})
+SPEEDS = "1,1,2,4"
+UNEVEN = {"miners": "8", "stages": "2", "speeds": SPEEDS}
+FULL = Plan(96, {}, {"epochs": "2"}, {**UNEVEN, "epochs": "3", "num-microbatches-min": "16"})
+QUICK = Plan(
+    16,
+    {"epochs": "2", "num-microbatches-min": "16"},
+    {"epochs": "1", "num-microbatches-min": "16"},
+    {**UNEVEN, "epochs": "1", "num-microbatches-min": "8"},
+)
 WARM_UP = 8
 
 
@@ -75,6 +84,7 @@ class Measuring:
         speeds.append(await self._baselines(baseline, prepared))
         small = await self._swarm("bench", self._plan.bench)
         speeds.append(await self._baselines(baseline, prepared))
+        uneven = await self._swarm("laptop", self._plan.uneven, "uneven")
         learning = await self._learning(laptop, prepared)
         return Bench(
             measured_at=f"{datetime.fromtimestamp(self._runtime.now(), UTC):%Y-%m-%d %H:%M} UTC",
@@ -88,6 +98,7 @@ class Measuring:
             ],
             learning=learning,
             launch=launch_facts(laptop),
+            trust=trust_facts(laptop, uneven, SPEEDS),
             wire=wire_facts(laptop),
             wire_128x=widest(*LARGE),
         )
@@ -100,9 +111,9 @@ class Measuring:
             self.say(f"baseline: {name}: {found[name]:,.0f} tokens/s")
         return found
 
-    async def _swarm(self, preset: str, options: dict[str, str]) -> SwarmRun:
+    async def _swarm(self, preset: str, options: dict[str, str], name: str = "") -> SwarmRun:
         self.say(f"swarm: python -m subnet.localnet --preset {preset}, options {options or 'as they are'}")
-        work = self._scratch / preset
+        work = self._scratch / (name or preset)
         work.mkdir()
         # the first run finds no prepared text, like an operator's first
         return await run_swarm(preset, work, {"cache-dir": str(self._scratch / "cache"), **options}, self.say)

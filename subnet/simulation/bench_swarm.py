@@ -21,8 +21,9 @@ from subnet.localnet.processes import SOURCES
 from subnet.localnet.record import Fold, fold
 from subnet.model.spec import num_params, shapes_of
 from subnet.protocol.run_spec import RunSpec
+from subnet.scoring.emission import payout_correlation
 from subnet.simulation.bench_children import BenchFailed, run_child
-from subnet.simulation.bench_figures import Efficiency, Launch, Wire
+from subnet.simulation.bench_figures import Efficiency, Launch, Trust, Wire
 from subnet.storage.sql import SqlJournal
 
 
@@ -92,6 +93,23 @@ def launch_facts(run: SwarmRun) -> Launch:
         largest_miner_mb=max(size for name, size in memory.items() if name.startswith("miner-")),
         orchestrator_mb=memory["orchestrator"],
         orchestrator_loads_torch=_orchestrator_loads_torch(),
+    )
+
+
+def trust_facts(run: SwarmRun, uneven: SwarmRun, speeds: str) -> Trust:
+    """From the reports of the default run and of one whose miners differ in speed."""
+    audits, slips = run.report["audits"], [slip for slip in uneven.report["pay"].values() if slip["honest"]]
+    work = {slip["hotkey"]: slip["verified_work_units"] for slip in slips}
+    paid = {slip["hotkey"]: slip["emission_alpha"] or 0.0 for slip in slips}
+    return Trust(
+        audits_passed=audits["passed"],
+        audits_failed=audits["failed"],
+        audits_without_verdict=audits["not_revealed"] + audits["unreadable"],
+        audit_cost_share=audits["cost_share"],
+        speeds=speeds,
+        speeds_miners=len(work),
+        weights_vs_work=uneven.report["payout_correlation"],
+        alpha_vs_work=payout_correlation(paid, work),
     )
 
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from statistics import mean
 
 from subnet.errors import ConfigError
-from subnet.simulation.bench_figures import Bench, Efficiency, Learning, Row, Wire
+from subnet.simulation.bench_figures import Bench, Efficiency, Learning, Row, Trust, Wire
 
 EFFICIENCY_MIN = 0.6
 DRIFT_MAX = 0.2
@@ -23,6 +23,8 @@ RUN_MAX_S = 240.0
 EPOCHS_MIN = 3
 MINER_MAX_MB = 600
 ORCHESTRATOR_MAX_MB = 180
+AUDIT_COST_MAX = 0.05
+PAYOUT_R_MIN = 0.99
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 _WIRE_NAMES = {
@@ -42,6 +44,7 @@ def rows(bench: Bench) -> list[Row]:
         found += _efficiency(one, judged)
     found += _learning(bench.learning, judged)
     found += _launch(bench, judged)
+    found += _trust(bench.trust, judged)
     found += _wire(bench.wire)
     big = bench.wire_128x
     batch, length = big.micro_batch
@@ -120,6 +123,24 @@ def _launch(bench: Bench, judged: bool) -> Iterator[Row]:
     yield limited("memory of the orchestrator (peak RSS)", size, f"{size} MB", ORCHESTRATOR_MAX_MB, "MB", by_size=True)
     loads = launch.orchestrator_loads_torch
     yield _row(section, "orchestrator imports torch", float(loads), "yes" if loads else "no", "no", not loads)
+
+
+def _trust(trust: Trust, judged: bool) -> Iterator[Row]:
+    section = "Trust and pay: audits of the default run at its rate, and a run of miners that differ in speed"
+    share = trust.audit_cost_share
+    met = share <= AUDIT_COST_MAX if judged else None
+    yield _row(section, "audits: seconds of replay ÷ seconds of training", share, f"{share:.1%}",
+               f"≤ {AUDIT_COST_MAX:.0%}", met)  # fmt: skip
+    verdicts = f"{trust.audits_passed}, {trust.audits_failed}, {trust.audits_without_verdict}"
+    yield _row(section, "audits of honest miners: passed, failed, without verdict", trust.audits_failed, verdicts,
+               "0 failed", trust.audits_failed == 0)  # fmt: skip
+    about = f"{trust.speeds_miners} miners, speeds {trust.speeds}: r of"
+    r = trust.weights_vs_work
+    met = r >= PAYOUT_R_MIN if judged else None
+    yield _row(section, f"{about} weights and verified work", r, f"{r:.4f}", f"≥ {PAYOUT_R_MIN:g}", met)
+    r = trust.alpha_vs_work
+    met = r >= PAYOUT_R_MIN if judged else None
+    yield _row(section, f"{about} the chain's alpha and verified work", r, f"{r:.4f}", f"≥ {PAYOUT_R_MIN:g}", met)
 
 
 def _wire(wire: Wire) -> Iterator[Row]:

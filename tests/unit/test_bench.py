@@ -21,6 +21,7 @@ from subnet.simulation.bench_figures import (
     Learning,
     Machine,
     Row,
+    Trust,
     Wire,
     widest,
 )
@@ -35,7 +36,7 @@ def efficiency(one: list[float], two: list[float]) -> Efficiency:
     )  # fmt: skip
 
 
-def bench(*, quick: bool = False, swarm_loss: float = 4.9) -> Bench:
+def bench(*, quick: bool = False, swarm_loss: float = 4.9, failed: int = 0, cost: float = 0.04) -> Bench:
     learning = Learning(
         tokens=500_000, swarm=swarm_loss, swarm_by_epoch={"3": swarm_loss}, reference=4.8, reference_swarm_batch=4.85,
         uncompressed=4.7, control=5.0, unigram_entropy=6.0,
@@ -44,6 +45,10 @@ def bench(*, quick: bool = False, swarm_loss: float = 4.9) -> Bench:
         first_micro_batch_s=20.0, wall_s=120.0, epochs=3, largest_miner_mb=560, orchestrator_mb=150,
         orchestrator_loads_torch=False,
     )  # fmt: skip
+    trust = Trust(
+        audits_passed=12, audits_failed=failed, audits_without_verdict=1, audit_cost_share=cost, speeds="1,1,2,4",
+        speeds_miners=8, weights_vs_work=1.0, alpha_vs_work=0.995,
+    )  # fmt: skip
     wire = Wire(
         d_model=128, width=16, tokens=1_000, written_bytes={"boundary": 32_000, "gradient": 32_000, "upload": 1_500},
         object_bytes_per_token={"boundary": 16.0, "gradient": 16.0}, journal_bytes=6_000,
@@ -51,8 +56,8 @@ def bench(*, quick: bool = False, swarm_loss: float = 4.9) -> Bench:
     return Bench(
         measured_at="2025-01-02 03:04 UTC", command="make bench", quick=quick, duration_s=600.0,
         machine=Machine(cores=2, processor="a processor", system="Linux x86_64", python="3.11.7", torch="2.13.0"),
-        efficiency=[efficiency([8_000.0, 7_000.0], [6_000.0, 6_500.0])], learning=learning, launch=launch, wire=wire,
-        wire_128x=widest(2048, 128, (1, 800), 64),
+        efficiency=[efficiency([8_000.0, 7_000.0], [6_000.0, 6_500.0])], learning=learning, launch=launch, trust=trust,
+        wire=wire, wire_128x=widest(2048, 128, (1, 800), 64),
     )  # fmt: skip
 
 
@@ -132,6 +137,14 @@ def test_a_missed_target_is_said_aloud() -> None:
     line = next(line for line in text_table(table).splitlines() if line.startswith("  swarm ÷ reference  "))
     assert line.split() == ["swarm", "÷", "reference", "1.083", "≤", "1.05", "MISSED"]
     assert "| swarm ÷ reference | 1.083 | ≤ 1.05 | MISSED |" in markdown_table(bench(), table)
+
+
+def test_a_false_accusation_and_dear_audits_are_missed_targets() -> None:
+    """8. One honest miner failed an audit, or replays took 6 % of the training's time: both are said aloud."""
+    assert row(rows(bench()), "audits of honest miners").met is row(rows(bench()), "audits: seconds").met is True
+    assert row(rows(bench(failed=1)), "audits of honest miners").met is False
+    assert row(rows(bench(cost=0.06)), "audits: seconds").met is False
+    assert [one.met for one in rows(bench()) if "verified work" in one.name] == [True, True]
 
 
 def test_columns_stand_below_each_other() -> None:

@@ -7,7 +7,7 @@ A miner's states are made up, but each follows from all that came before it, and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -208,10 +208,9 @@ class Court:
             for name, uid in self.uids.items()
         )
         closed = None if closes is None else Epoch(closes)
-        block_hash = self.block_hash(seed)
-        self.world.own(
-            m.ChainSeen(block=self.block, block_hash=block_hash, owner_uid=255, neurons=neurons, closes=closed)
-        )
+        drawn = self.block_hash(seed)
+        seen = m.ChainSeen(block=self.block, block_hash=drawn, owner_uid=255, neurons=neurons, closes=closed)
+        self.world.own(seen)
 
     def block_hash(self, seed: object) -> Digest:
         return digest("block", seed)
@@ -226,9 +225,8 @@ class Court:
 
     def _segment(self, epoch: int, name: str, seed: int) -> int:
         dossier = self.dossier(epoch, name)
-        count = len(dossier.commitments) - 1
         run_id, block_hash = self.world.spec.run_id, self.block_hash(seed)
-        return rules.segment_of(block_hash, run_id, dossier.stage, epoch, Hotkey(name), count)
+        return rules.segment_of(block_hash, run_id, dossier.stage, epoch, Hotkey(name), len(dossier.commitments) - 1)
 
     # ---- validators --------------------------------------------------------------------------------------------------
 
@@ -285,7 +283,7 @@ class Court:
 
 
 @pytest.fixture
-def courts(worlds: Callable[..., World]) -> Iterator[Callable[..., Court]]:
+def courts(worlds: Callable[..., World]) -> Callable[..., Court]:
     """`courts(*miners, target_epochs=0, ...)`: one stage, an inner step after every pass, a segment for each step."""
 
     def make(*names: str, **change: Any) -> Court:
@@ -297,4 +295,4 @@ def courts(worlds: Callable[..., World]) -> Iterator[Callable[..., Court]]:
         court.world.join(*names)
         return court
 
-    yield make
+    return make
