@@ -23,6 +23,10 @@ START_TIMEOUT_S = 60.0
 """For the chain and the orchestrator to listen."""
 
 
+LEAN = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "2"}
+"""For the orchestrator, on glibc: a tensor on its way is given back to the system at once and leaves no hole behind."""
+
+
 class LaunchFailed(SubnetError):
     """A process that the run cannot do without ended by itself."""
 
@@ -67,6 +71,7 @@ class Crew:
         child = await self._processes.start(
             "orchestrator",
             ["-m", "subnet.orchestrator", *self._in_folder(), *options, *self._subnet(), *resume, *self._level()],
+            **LEAN,
         )
         await self._listens(child, self._folder.address)
         self.url = str(msgspec.json.decode(self._folder.address.read_bytes())["url"])

@@ -69,8 +69,11 @@ class Processes:
         self.rss_peak_bytes: dict[str, int] = {}
         """Largest resident memory seen, by name."""
 
-    async def start(self, name: str, arguments: Sequence[str]) -> Child:
-        """`python <arguments>`; what it says goes to logs/<name>.log, after what an earlier one of that name said."""
+    async def start(self, name: str, arguments: Sequence[str], **variables: str) -> Child:
+        """`python <arguments>`; what it says goes to logs/<name>.log, after what an earlier one of that name said.
+
+        `variables` are environment variables of this child alone.
+        """
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
@@ -79,7 +82,7 @@ class Processes:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=self._environment,
+                env={**self._environment, **variables},
                 start_new_session=True,
                 preexec_fn=_die_with(os.getpid()) if _LIBC else None,
             )

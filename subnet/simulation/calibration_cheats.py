@@ -144,10 +144,10 @@ class _Forger(Replay):
             passes.append(one._replace(output=output, loss=loss))
         if segment.applies_after == len(segment.passes):
             self._apply(segment.epoch)
-        self.step_now() if self.step + 1 == segment.end_step else None
-        if segment.end is None:
-            return segment._replace(passes=passes, upload_P=self._as_uploaded(self.local_parameters()))
-        return segment._replace(passes=passes, end=self.training_state())
+        if self.step + 1 == segment.end_step:
+            self.step_now()
+        upload_P = None if segment.upload_P is None else self._anchor.sent(self.local_parameters())
+        return segment._replace(passes=passes, end=self.training_state(), upload_P=upload_P)
 
     def _finish(self, micro_batch: int, kept: Kept, gradient_BTK: Tensor | None) -> bytes | None:
         if self._gradients == self.scaled:

@@ -11,7 +11,7 @@ Law: pure; what was not compared (cosines of int8 values, say) has no figure and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -140,23 +140,17 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def folded(found: Sequence[Row], *, by: int) -> list[Row]:
-    """Neighbouring rows without any difference as one, if they agree in the first `by` fields."""
-    result: list[Row] = []
-    for (_, is_equal), members in groupby(found, key=lambda row: (row.group[:by], row.bit_equal == row.segments)):
-        block = list(members)
-        if not is_equal or len(block) == 1:
-            result += block
-            continue
-        joined = [", ".join(dict.fromkeys(row.group[i] for row in block)) for i in range(by, len(block[0].group))]
-        result.append(
-            Row(
-                group=(*block[0].group[:by], *joined),
-                segments=sum(row.segments for row in block),
-                bit_equal=sum(row.bit_equal for row in block),
-                worst={},
-                margin=None,
-                accused=sum(row.accused for row in block),
-            )
+def joined(found: Iterable[Row], same: Callable[[Row], tuple[object, ...]]) -> list[Row]:
+    """Neighbouring rows of which the same is said as one; what differs in their groups is listed."""
+    blocks = [list(members) for _, members in groupby(found, key=same)]
+    return [
+        Row(
+            group=tuple(", ".join(dict.fromkeys(names)) for names in zip(*(row.group for row in block), strict=True)),
+            segments=sum(row.segments for row in block),
+            bit_equal=sum(row.bit_equal for row in block),
+            worst={name: max(row.worst.get(name, 0.0) for row in block) for row in block for name in row.worst},
+            margin=min((row.margin for row in block if row.margin is not None), default=None),
+            accused=sum(row.accused for row in block),
         )
-    return result
+        for block in blocks
+    ]

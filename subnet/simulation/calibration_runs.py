@@ -64,7 +64,7 @@ class Recorded(NamedTuple):
         """From what to what it goes."""
         merged = self.segment.applies_after is not None
         begins = "loaded" if self.segment.start is None else "merge" if merged else "commitment"
-        ends = f"{self.wire.upload.value} upload" if self.segment.end is None else "commitment"
+        ends = "commitment" if self.segment.upload_P is None else f"{self.wire.upload.value} upload"
         return f"{begins} to {ends}"
 
 
@@ -231,7 +231,7 @@ class HonestSwarm:
                 applies_after=told.applied_at if number == 0 else None,
                 passes=[miner.passes[one.item] for one in told.log[begins.position : ends.position]],
                 end_step=ends.step,
-                end=None if is_last else self._state(miner, ends, len(anchor_P)),
+                end=self._state(miner, ends, len(anchor_P)),
                 upload_P=self._sent(upload, len(anchor_P)) if is_last else None,
             )
             yield Recorded(self._spec, self._batches, stage, self._wire, segment)

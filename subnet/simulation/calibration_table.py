@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from subnet.simulation.calibration import Caught, Report
-from subnet.simulation.calibration_figures import FIGURES, Row, folded
+from subnet.simulation.calibration_figures import FIGURES, Row, joined
 
 ACCUSATIONS_SHOWN = 20
 
@@ -58,17 +58,20 @@ def _thread_sentence(report: Report) -> str:
 
 
 def _short(found: Sequence[Row]) -> list[Row]:
-    """Sorted; thread pairs without any difference share a line."""
+    """Sorted. Thread pairs without any difference share a line; so do, in other arithmetic, all miners' threads."""
     order = ["int8", "bf16", "fp32", "first", "middle", "last"]
 
     def place(row: Row) -> tuple[object, ...]:
         values, miner, auditor, stage = row.group
-        is_thread = auditor.startswith("threads")
-        return order.index(values), not is_thread, "" if is_thread else auditor, order.index(stage), miner, auditor
+        return order.index(values), auditor, order.index(stage), miner
+
+    def same_pair(row: Row) -> tuple[object, ...]:
+        return row.group[:1] if row.bit_equal == row.segments else row.group
 
     threads = [row for row in found if row.group[2].startswith("threads")]
     others = [row for row in found if not row.group[2].startswith("threads")]
-    return folded(sorted(threads, key=place), by=1) + sorted(others, key=place)
+    pairs = joined(sorted(threads, key=place), same_pair)
+    return pairs + joined(sorted(others, key=place), lambda row: (row.group[0], *row.group[2:]))
 
 
 def _cells(row: Row) -> list[str]:

@@ -205,3 +205,28 @@ def test_a_second_validator_can_still_pass_it(courts: Courts) -> None:
     court.review(second, court.found(work.item))
     assert not court.state.pay.audits and (court.standing("a").passed, court.standing("a").unreadable) == (1, 0)
     assert court.state.pay.replay_s == 2.0 and court.state.pay.replayed_passes == len(work.passes)
+
+
+# ---- the merged model ------------------------------------------------------------------------------------------------
+
+
+def test_one_validator_measures_the_merged_model(courts: Courts) -> None:
+    """11. The first in line is given the newest model that all stages agree on, until somebody has measured it; a
+    second figure for it, or one of an epoch that is not there yet, is refused."""
+    court = courts("a")
+    assert court.review("evaluator").evaluate is None, "epoch 0 is what the run began with"
+    court.to_epoch(1)
+    court.see(stakes=STAKES)
+    for name in STAKES:
+        court.review(name, free=0)
+    given = {name: court.review(name).evaluate for name in STAKES}
+    assert [name for name, work in given.items() if work is not None] == ["v1"]
+    assert given["v1"] == m.EvaluateWork(epoch=1, parameters=(court.world.stage().parameters,))
+
+    def tell(name: str, epoch: int) -> m.Reply | None:
+        return court.world.send(Hotkey(name), m.Evaluated(epoch=epoch, loss=4.5, num_tokens=32, parameters=()))
+
+    assert isinstance(tell("v1", 2), m.Refusal) and isinstance(tell("a", 1), m.Refusal)
+    assert isinstance(tell("v1", 1), m.Noted) and isinstance(tell("v2", 1), m.Refusal)
+    assert [(e.epoch, e.loss) for e in court.state.evaluations] == [(1, 4.5)]
+    assert court.review("v1").evaluate is None
