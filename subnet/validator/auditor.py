@@ -7,6 +7,7 @@ validator and in the orchestrator's machine alike.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,11 +43,19 @@ class _Bytes(NamedTuple):
 
 
 class Auditor:
-    """Carries out audits, one at a time. `batches` gives every micro-batch's tokens."""
+    """Carries out audits; `turn` is held while one computes. `batches` gives every micro-batch's tokens."""
 
-    def __init__(self, spec: RunSpec, batches: Batches, transfer: Transfer, runtime: Runtime, device: str) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        batches: Batches,
+        transfer: Transfer,
+        runtime: Runtime,
+        device: str,
+        turn: asyncio.Lock,
+    ) -> None:
         self._spec, self._batches, self._device = spec, batches, device
-        self._transfer, self._runtime = transfer, runtime
+        self._transfer, self._runtime, self._turn = transfer, runtime, turn
 
     async def audit(self, work: AuditWork) -> AuditDone:
         """The finding; a replay that cannot be made is one too."""
@@ -54,8 +63,9 @@ class Auditor:
         began = self._runtime.now()
         try:
             data = await self._fetch(work, deadline)
-            began = self._runtime.now()
-            figures = await self._runtime.run_blocking(lambda: self._measure(work, data))
+            async with self._turn:
+                began = self._runtime.now()
+                figures = await self._runtime.run_blocking(lambda: self._measure(work, data))
         except (_Missing, Expired) as error:
             return _done(work, Reason.UNREADABLE, str(error), 0.0)
         except PeerFault as fault:

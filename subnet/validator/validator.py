@@ -38,7 +38,10 @@ FOUND_MAX = 64
 
 
 class Validator:
-    """One hotkey's process. `work_dir` holds the training text; `on_finished` is told when the run is over."""
+    """One hotkey's process. `work_dir` holds the training text; `finished` is set when the run is over.
+
+    Of `audits_at_once` one is replayed while the others are fetched.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class Validator:
         runtime: Runtime,
         work_dir: Path,
         device: str = "cpu",
-        audits_at_once: int = 1,
+        audits_at_once: int = 2,
         tokens_max: int = TOKENS_MAX,
     ) -> None:
         self._control, self._runtime, self._follower, self._weights = control, runtime, follower, weights
@@ -157,15 +160,13 @@ class Validator:
         parts = [open_file(path, self._spec.model.vocab_size) for path in paths]
         tokens_N = parts[0] if len(parts) == 1 else np.concatenate(parts)
         batches = Batches(tokens_N, self._spec.seed, data.micro_batch_size, data.seq_len)
-        self._auditor = Auditor(self._spec, batches, self._transfer, self._runtime, self._device)
+        self._auditor = Auditor(self._spec, batches, self._transfer, self._runtime, self._device, self._turn)
         logger.info("ready to audit run {}", self._spec.run_id)
 
     async def _audit(self, auditor: Auditor, work: AuditWork) -> None:
         about = f"{work.hotkey[:8]}, stage {work.stage} epoch {work.epoch} segment {work.segment}"
         try:
-            async with self._turn:
-                done = await auditor.audit(work)
-            self._found[work.item] = done
+            done = self._found[work.item] = await auditor.audit(work)
             self._told.set()
         finally:
             del self._busy[work.item]

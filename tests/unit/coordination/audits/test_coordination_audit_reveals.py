@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from subnet.coordination import audits
 from subnet.coordination.settlement import sheet
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey
@@ -111,6 +112,7 @@ def test_states_that_are_not_shown(courts: Courts, how: str) -> None:
     court.to_epoch(3)
     court.see(closes=2)
     assert "a" in court.audited(), "a newcomer again: rate 0.5 x 2 epochs over one"
+    assert [audits.num_unexpired(court.state, Hotkey(name), 2) for name in "ab"] == [1, 3]
 
 
 @pytest.mark.parametrize("which", ["start", "end"])
@@ -170,10 +172,18 @@ def test_silence_twice_costs_what_failing_costs(courts: Courts) -> None:
     for epoch in range(2):
         court.to_epoch(epoch + 1)
         court.draw(epoch, {"a": 1})
+        court.show_all("b")
         court.world.idle(11.0)
         forfeits = sheet(court.state).payslip(Hotkey("a")).gate.forfeit == 0.0
         assert forfeits == (epoch == 1) and court.standing("a").not_revealed == epoch + 1
     assert court.standing("a").withheld_again_at is not None and court.standing("a").failed == 0
     assert sheet(court.state).payslip(Hotkey("a")).reason is Reason.NOT_REVEALED and court.world.miner("a").live
+    court.to_epoch(3)
+    court.see(closes=2)
+    assert set(court.audited()) == {"b"}, "what pays nothing is not drawn"
     court.world.idle(201.0)
     assert sheet(court.state).payslip(Hotkey("a")).gate.forfeit == 1.0
+    court.to_epoch(4)
+    court.draw(3, {"a": 1})
+    court.world.idle(11.0)
+    assert court.standing("a").not_revealed == 3 and sheet(court.state).payslip(Hotkey("a")).gate.forfeit == 1.0

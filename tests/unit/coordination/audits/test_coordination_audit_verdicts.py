@@ -165,11 +165,25 @@ def test_who_could_not_read_it_has_no_vote(courts: Courts) -> None:
     assert court.standing("a").failed == 1
 
 
+def test_nobody_votes_on_its_own_work(courts: Courts) -> None:
+    """6. The audited miner has a permit and most of the stake: it is not asked, and what it says does not count."""
+    court = courts("a", segment_steps=99)
+    work = opened(court, v1=1.0, v2=2.0, a=500.0)
+    first = drawn_first(court)
+    (second,) = {"v1", "v2"} - {first}
+    court.review(first, court.found(work.item, BAD))
+    assert court.given("a") == []
+    court.review("a", court.found(work.item))
+    assert list(court.audit("a").findings) == [first]
+    court.review(second, court.found(work.item, BAD))
+    assert court.standing("a").failed == 1
+
+
 # ---- what it costs ---------------------------------------------------------------------------------------------------
 
 
 def test_what_a_failed_audit_costs(courts: Courts) -> None:
-    """6. The session ends with the verdict, work goes to others; no score that is not expired pays, and the hotkey
+    """7. The session ends with the verdict, work goes to others; no score that is not expired pays, and the hotkey
     cannot join until γ has passed. Epochs that close after that count again."""
     court = courts("a", "b", segment_steps=99, gamma_s=100.0)
     world = court.world
@@ -217,7 +231,7 @@ def test_what_a_failed_audit_costs(courts: Courts) -> None:
 
 
 def test_who_forfeits_is_not_drawn(courts: Courts) -> None:
-    """7. An epoch that closes while a forfeit lasts pays nothing, so nobody spends a replay on it."""
+    """8. An epoch that closes while a forfeit lasts pays nothing, so nobody spends a replay on it."""
     court = courts("a", "b", segment_steps=99)
     court.to_epoch(2)
     court.see(closes=0)
@@ -231,7 +245,7 @@ def test_who_forfeits_is_not_drawn(courts: Courts) -> None:
 
 
 def test_failing_in_the_middle_of_an_exchange(courts: Courts) -> None:
-    """8. The state shown is wrong, and more results come in the same request: nothing of them is credited any more."""
+    """9. The state shown is wrong, and more results come in the same request: nothing of them is credited any more."""
     court = courts("a", "b")
     world = court.world
     court.to_epoch(1)

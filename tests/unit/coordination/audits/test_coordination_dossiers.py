@@ -156,11 +156,31 @@ def test_credited_work_must_be_in_a_log(courts: Courts) -> None:
     assert left_out.item in verdict.sentence and "was credited" in verdict.sentence, verdict.sentence
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_late_results_are_paid_if_a_log_holds_them(courts: Courts, restarts: bool) -> None:
+    """7. Passes that came in after the upload are owed to the next log, so they count; a process that ends before it
+    takes them with it, and they do not."""
+    court = courts("a", "b", segment_steps=99)
+    between = court.upload_first("a")
+    credit = court.world.credit("a")
+    court.world.do("a", *between)
+    owed = court.world.credit("a") - credit
+    assert owed > 0 and all(court.dossier(0, "a").given[one.item].late for one in between)
+    if restarts:
+        court.world.join("a", session="s2")
+    court.to_epoch(1)
+    court.see(closes=0)
+    assert court.state.pay.unlogged == ({0: {Hotkey("a"): pytest.approx(owed)}} if restarts else {})
+    court.to_epoch(2)
+    court.see(closes=1)
+    assert 1 not in court.state.pay.unlogged and court.dossier(1, "a").loaded == restarts
+
+
 # ---- what does -------------------------------------------------------------------------------------------------------
 
 
 def test_work_that_earned_nothing_may_be_in_the_log(courts: Courts) -> None:
-    """7. A pass that came too late was computed all the same: the log holds it and the upload counts."""
+    """8. A pass that came too late was computed all the same: the log holds it and the upload counts."""
     court = courts("a", "b", num_microbatches_min=2)
     world = court.world
     world.exchange("a", free=1)
@@ -177,7 +197,7 @@ def test_work_that_earned_nothing_may_be_in_the_log(courts: Courts) -> None:
 
 
 def test_an_upload_that_came_too_late(courts: Courts) -> None:
-    """8. Computed, sent after the deadline, not counted: the miner starts the next epoch at the anchor, and its next
+    """9. Computed, sent after the deadline, not counted: the miner starts the next epoch at the anchor, and its next
     log may begin with loaded parameters, this once."""
     court = courts("a", "b", "c")
     world = court.world
@@ -199,9 +219,9 @@ def test_an_upload_that_came_too_late(courts: Courts) -> None:
 
 
 def test_one_log_over_two_rounds(courts: Courts) -> None:
-    """9. Nobody's upload arrived: the epoch goes on, and one log holds both rounds. It was asked twice, so the first
+    """10. Nobody's upload arrived: the epoch goes on, and one log holds both rounds. It was asked twice, so the first
     upload's commitment is where it may be."""
-    court = courts("a", "b", micro_batches_per_step=2, num_microbatches_min=3)
+    court = courts("a", "b", micro_batches_per_step=2, num_microbatches_min=3, segment_steps=99)
     world = court.world
     for name in "ab":
         court.book(name)
@@ -219,7 +239,7 @@ def test_one_log_over_two_rounds(courts: Courts) -> None:
 
 
 def test_a_result_that_was_found_bad_is_not_owed(courts: Courts) -> None:
-    """10. Its boundary was looked at and is no tensor: the credit is gone, here as in the ledger."""
+    """11. Its boundary was looked at and is no tensor: the credit is gone, here as in the ledger."""
     court = courts("a", "b", num_stages=2)
     world = court.world
     maker = next(n for n in "ab" if world.miner(n).stage == 0)
@@ -237,7 +257,7 @@ def test_a_result_that_was_found_bad_is_not_owed(courts: Courts) -> None:
 
 
 def test_dossiers_are_kept_as_long_as_audits_may_ask(courts: Courts) -> None:
-    """11. Three epochs behind the running one, and one more: a log may name a pass that was given the epoch before."""
+    """12. Three epochs behind the running one, and one more: a log may name a pass that was given the epoch before."""
     court = courts("a", "b")
     court.to_epoch(4)
     assert min(court.state.pay.dossiers) == 0 and court.world.dropped == [0]
@@ -259,7 +279,7 @@ def go_on(court: Court, epoch: int) -> None:
 
 @pytest.mark.parametrize("shown", [False, True])
 def test_an_audit_does_not_outlive_its_objects(courts: Courts, shown: bool) -> None:
-    """12. The epoch's objects go before it was replayed: nobody's fault, and the credit counts; unless it was the miner
+    """13. The epoch's objects go before it was replayed: nobody's fault, and the credit counts; unless it was the miner
     who had not shown its states yet."""
     court = courts("a", "b", replay_deadline_s=8e4, reveal_deadline_s=8e4, gamma_s=8e4, segment_steps=99)
     for epoch in range(2):
