@@ -152,8 +152,11 @@ def _ask(state: State, audit: Audit, at: float) -> list[Effect]:
     miner = state.miners.get(audit.hotkey)
     if miner is None or not (miner.live and miner.ready):
         return []
-    if any(isinstance(state.offers[item].work, RevealWork) for item in miner.offers):
-        return []
+    for asked in [work for item in miner.offers if isinstance(work := state.offers[item].work, RevealWork)]:
+        waited_for = _audit_of(state, asked, audit.hotkey)
+        if waited_for is not None and waited_for.step == "reveal":
+            return []
+        routing.withdraw(state, asked.item)
     stage = state.stages[miner.stage]
     number = next_number(state)
     size = compression.encoded_size(Values.FP32, state.spec.stages[audit.stage].num_params)
@@ -189,7 +192,7 @@ def revealed(state: State, offer: Offer, done: RevealDone) -> tuple[Verdict, lis
     dossier = state.pay.dossiers[audit.epoch][audit.hotkey]
     begins, ends = dossier.commitments[audit.segment : audit.segment + 2]
     for commitment, targets, shown in (begins, work.start, done.start), (ends, work.end, done.end):
-        if not targets:
+        if not targets and not shown:
             continue
         numbers = commitment.version, commitment.step, commitment.optimizer_steps
         if len(shown) != len(targets) or rules.state_digest(*numbers, shown) != commitment.digest:
@@ -267,6 +270,8 @@ def _overdue(state: State, audit: Audit, at: float) -> list[Effect]:
     audit.deadline = at + state.spec.audit.replay_deadline_s
     if audit.attempt >= REPLAYS_MAX:
         verdicts.unreadable(state, audit, "no validator replayed it in time")
+    else:
+        _find_validator(state, audit, at)
     return []
 
 

@@ -75,9 +75,9 @@ def restarted(state: State, hotkey: Hotkey) -> None:
         return
     state.pay.fresh.add(hotkey)
     mine = [epoch[hotkey] for _, epoch in sorted(state.pay.dossiers.items()) if hotkey in epoch]
-    if mine:
-        logged = {one.item for one in mine[-1].log}
-        for item, given in mine[-1].given.items():
+    logged = {one.item for dossier in mine[-2:] for one in dossier.log}
+    for dossier in mine[-2:]:
+        for item, given in dossier.given.items():
             given.forgotten = given.forgotten or item not in logged
 
 

@@ -22,7 +22,7 @@ CREDITED_KEPT = 4
 """Credited passes remembered per slot of a miner: more than it can have results without an answer."""
 _NUMBER = r"(0|[1-9]\d{0,11})"
 _PASS_ITEM = re.compile(rf"([fbl]){_NUMBER}\.{_NUMBER}\.{_NUMBER}")
-_MERGE_ITEM = re.compile(rf"[uray]{_NUMBER}\.{_NUMBER}\.{_NUMBER}\.(.+)")
+_MERGE_ITEM = re.compile(rf"[urayv]{_NUMBER}\.{_NUMBER}\.{_NUMBER}\.(.+)")
 
 
 def verdict(item: ItemId, outcome: str, reason: Reason, sentence: str, units: float = 0.0) -> Verdict:

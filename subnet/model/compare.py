@@ -67,8 +67,9 @@ def _steps(sent_NK: np.ndarray, ours_NK: np.ndarray, group: int) -> float:
 
 
 def _cosines(a_NK: np.ndarray, b_NK: np.ndarray) -> np.ndarray:
-    """Per token; two tokens without any value agree, one without and one with do not."""
-    norms_N = np.linalg.norm(a_NK, axis=1) * np.linalg.norm(b_NK, axis=1)
-    dots_N = (a_NK * b_NK).sum(axis=1)
-    both_empty_N = (np.abs(a_NK).max(axis=1, initial=0.0) < TINY) & (np.abs(b_NK).max(axis=1, initial=0.0) < TINY)
-    return np.where(both_empty_N, 1.0, dots_N / np.maximum(norms_N, TINY))
+    """Per token, each side by its own norm, so small gradients count like large ones; two tokens without any value
+    agree, one without and one with do not."""
+    norms = [np.linalg.norm(one_NK, axis=1, keepdims=True) for one_NK in (a_NK, b_NK)]
+    dots_N = (a_NK / np.maximum(norms[0], TINY) * (b_NK / np.maximum(norms[1], TINY))).sum(axis=1)
+    both_empty_N = (norms[0][:, 0] < TINY) & (norms[1][:, 0] < TINY)
+    return np.where(both_empty_N, 1.0, dots_N)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from subnet.coordination.notices import finished
 from subnet.coordination.state import State
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.reasons import Reason
@@ -107,7 +108,9 @@ async def test_a_run_that_loses_miners_again_and_again(make_world: MakeWorld, li
             await world.start(f"miner{number}", compute_s=0.3)
         for round_ in range(6):
             at, victim = world.state.at, f"miner{round_ % 4}"
-            await world.until(lambda state, at=at: state.at >= at + 3.0)
+            await world.until(lambda state, at=at: state.at >= at + 3.0 or finished(state))
+            if finished(world.state):
+                break
             world.kill(victim)
             await world.until(lambda state, at=at: state.at >= at + 5.0)
             await world.start(victim, compute_s=0.3)

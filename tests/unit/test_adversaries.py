@@ -128,7 +128,7 @@ class Play:
                 applies_after=None,
                 passes=[self.passes[one.item] for one in self.told.log[begins.position : ends.position]],
                 end_step=ends.step,
-                end=None if is_last else self._state(ends),
+                end=self._state(ends),
                 upload_P=sent_P if is_last else None,
             )
             yield Replay(self.spec, self.stage, "cpu", self.batches).measure(segment)

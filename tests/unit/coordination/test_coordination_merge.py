@@ -147,8 +147,8 @@ def test_a_straggler_in_the_outer_step(worlds: Worlds) -> None:
 
 
 def test_contributions_follow_the_local_state(worlds: Worlds) -> None:
-    """7. A replica below the floor uploads its log but no part of the merge; it starts afresh at the anchor, and so does
-    its count."""
+    """7. A replica below the floor uploads its log but no part of the merge; it starts afresh at the anchor, and its
+    count with it."""
     world = one_stage(worlds, 2, num_microbatches_min=8, quorum=0.5)
     world.join("c")
     world.exchange("c", free=1)

@@ -75,8 +75,8 @@ async def test_a_long_name_fits_the_record(host: Host) -> None:
 
 
 async def test_strangers_and_former_members(host: Host) -> None:
-    """4. Not registered, not joined, an older process, and a hotkey that left the subnet: each hears what it is; whom the
-    run knows with a receipt, because the run itself has decided. A stranger does not get into the journal."""
+    """4. Not registered, not joined, an older process, and a hotkey that left the subnet: each hears what it is; those
+    whom the run knows with a receipt, because the run itself has decided. A stranger does not get into the journal."""
     run = await host()
     await run.join("one")
     newer = msgspec.structs.replace(JOIN, session="s2")

@@ -156,24 +156,24 @@ def test_credited_work_must_be_in_a_log(courts: Courts) -> None:
     assert left_out.item in verdict.sentence and "was credited" in verdict.sentence, verdict.sentence
 
 
-@pytest.mark.parametrize("restarts", [False, True])
-def test_late_results_are_paid_if_a_log_holds_them(courts: Courts, restarts: bool) -> None:
+@pytest.mark.parametrize(("epoch", "restarts"), [(0, False), (0, True), (1, True)])
+def test_late_results_are_paid_if_a_log_holds_them(courts: Courts, epoch: int, restarts: bool) -> None:
     """7. Passes that came in after the upload are owed to the next log, so they count; a process that ends before it
     takes them with it, and they do not."""
     court = courts("a", "b", segment_steps=99)
+    court.to_epoch(epoch)
     between = court.upload_first("a")
     credit = court.world.credit("a")
     court.world.do("a", *between)
     owed = court.world.credit("a") - credit
-    assert owed > 0 and all(court.dossier(0, "a").given[one.item].late for one in between)
+    assert owed > 0 and all(court.dossier(epoch, "a").given[one.item].late for one in between)
     if restarts:
         court.world.join("a", session="s2")
-    court.to_epoch(1)
-    court.see(closes=0)
-    assert court.state.pay.unlogged == ({0: {Hotkey("a"): pytest.approx(owed)}} if restarts else {})
-    court.to_epoch(2)
-    court.see(closes=1)
-    assert 1 not in court.state.pay.unlogged and court.dossier(1, "a").loaded == restarts
+    court.to_epoch(epoch + 2)
+    for closed in range(epoch + 2):
+        court.see(closes=closed)
+    assert court.state.pay.unlogged == ({epoch: {Hotkey("a"): pytest.approx(owed)}} if restarts else {})
+    assert court.dossier(epoch + 1, "a").loaded == restarts
 
 
 # ---- what does -------------------------------------------------------------------------------------------------------
