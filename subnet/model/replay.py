@@ -71,11 +71,13 @@ class Replay(Trainer):
     def measure(self, segment: Segment) -> AuditFigures:
         """Replay a segment. Raises PeerFault when the log cannot be what was computed, or an input is no tensor."""
         self._begin(segment)
-        start_P = self.local_parameters()
+        # what the segment's own steps moved, the way to the merged anchor left out: else a segment that ends right after
+        # the merge would be measured against nothing
+        start_P, moved_P = self.local_parameters(), np.float32(0.0)
         worst, item, most, loss_off, count = compare.NONE, ItemId(""), 0.0, 0.0, 0
         for position, one in enumerate(segment.passes):
             if position == segment.applies_after:
-                start_P = self._apply(segment.epoch)
+                moved_P, start_P = self.local_parameters() - start_P, self._apply(segment.epoch)
             output, loss = self._repeat(one)
             if one.output is not None and output is not None:
                 off = compare.outputs(self._spec, one.output, output)
@@ -87,7 +89,7 @@ class Replay(Trainer):
                 loss_off = max(loss_off, abs(one.loss - loss))
                 count += 1
         if segment.applies_after == len(segment.passes):
-            start_P = self._apply(segment.epoch)
+            moved_P, start_P = self.local_parameters() - start_P, self._apply(segment.epoch)
         return AuditFigures(
             outputs=count,
             quantiser_steps=worst.quantiser_steps,
@@ -95,7 +97,7 @@ class Replay(Trainer):
             cosine_p01=worst.cosine_p01,
             relative_l2=worst.relative_l2,
             loss=loss_off,
-            state=self._end(segment, start_P),
+            state=self._end(segment, start_P - moved_P),
             worst_item=item,
         )
 
