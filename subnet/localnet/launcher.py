@@ -1,4 +1,4 @@
-"""The life of a local run: prepare → orchestrator → miners and evaluator → watch, with faults → stop → report.
+"""The life of a local run: prepare → chain → orchestrator → miners and validators → watch → stop → report.
 
 Law: the launcher owns processes, nothing else: it decides nothing about training and knows the run only by its files
 and its public status. However it ends (finished, failed, interrupted), every process has ended before it returns, and

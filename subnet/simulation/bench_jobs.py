@@ -37,7 +37,7 @@ class Kind(StrEnum):
     DATA_PARALLEL = "data-parallel"
     """Speed of `simulation.data_parallel`, as many processes of one thread as the job has threads."""
     LOSS = "loss"
-    """Train `simulation.reference` and measure it on the held-out text as the swarm's evaluator does."""
+    """Train `simulation.reference` and measure it on the held-out text as the swarm's validator does."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
