@@ -71,7 +71,7 @@ class Replay(Trainer):
     def measure(self, segment: Segment) -> AuditFigures:
         """Replay a segment. Raises PeerFault when the log cannot be what was computed, or an input is no tensor."""
         self._begin(segment)
-        # what the segment's own steps moved, without the way to the merged anchor: else one that ends just after a merge
+        # what the segment's own steps moved, without the way to the merged anchor: else one that ends at the merge
         # would be measured against nothing
         start_P, moved_P = self.local_parameters(), np.float32(0.0)
         worst, item, most, loss_off, count = compare.NONE, ItemId(""), 0.0, 0.0, 0
