@@ -1,7 +1,7 @@
 """A validator's exchange: findings in, audits out (DESIGN 5.11).
 
-Law: an audit is given to one drawn validator at a time and repeated in every reply until it is answered, so a lost
-reply loses nothing; only where that one found a fault is everybody asked. What a validator says counts only if it may
+Law: an audit is given to one drawn validator at a time and repeated until that one holds it, so a lost reply loses
+nothing; only where that one found a fault is everybody asked. What a validator says counts only if it may
 validate and was asked.
 """
 
@@ -35,7 +35,9 @@ def review(state: State, sender: Hotkey, message: Review, at: float) -> tuple[Re
     for found in message.found:
         effects += _found(state, sender, found, at)
     effects += audits.advance(state, at)
-    given = [audit for audit in state.pay.audits.values() if _is_for(audit, sender)][: message.free]
+    held = set(message.holding)
+    waiting = [audit for audit in state.pay.audits.values() if _is_for(audit, sender) and audit.item not in held]
+    given = waiting[: message.free]
     files = (state.spec.data.tokenizer, *state.spec.data.train, *state.spec.data.validation)
     said = f"{len(given)} audits for you, {len(state.pay.audits)} open" if given else "no audit for you now"
     return Reviewed(
@@ -80,7 +82,7 @@ def _found(state: State, sender: Hotkey, found: AuditDone, at: float) -> list[Ef
     if audit is None or not _is_for(audit, sender):
         return []  # late, doubled or never asked: nothing follows from it
     audit.findings[sender] = found
-    state.pay.replay_s += found.compute_s
+    state.pay.replay_s += min(found.compute_s, state.spec.audit.replay_deadline_s)
     if found.figures is not None:
         state.pay.replayed_passes += len(work_of(state, audit).passes)
     verdict = verdicts.judge(state, audit, sender)

@@ -325,7 +325,9 @@ class Review(Struct, frozen=True, kw_only=True, tag="review"):
     """A validator's exchange: findings in, audits out; also its heartbeat."""
 
     free: Annotated[int, Meta(ge=0, le=16)]
-    """Audits it would take on now."""
+    """Audits it would take on now, besides those it holds."""
+    holding: Annotated[tuple[ItemId, ...], Meta(max_length=16)] = ()
+    """Audits it has and has not answered; what it does not name is given again."""
     found: Annotated[tuple[AuditDone, ...], Meta(max_length=64)]
     with_data: bool = False
     """Whether the reply shall name the RunSpec's files."""

@@ -107,6 +107,7 @@ class Validator:
             done = dict(list(self._found.items())[:FOUND_MAX])
             message = Review(
                 free=max(0, self._free - len(self._busy)),
+                holding=tuple(self._busy),
                 found=tuple(done.values()),
                 with_data=self._auditor is None,
             )

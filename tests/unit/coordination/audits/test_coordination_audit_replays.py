@@ -94,6 +94,8 @@ def test_an_audit_is_repeated_until_it_is_answered(courts: Courts) -> None:
     court.reveal("b")
     assert {w.hotkey for w in court.given("v1")} == {"a", "b"}
     assert len(court.review("v1", free=1).audits) == 1
+    (next_one,) = court.world.send(Hotkey("v1"), m.Review(free=1, holding=(work.item,), found=())).audits  # type: ignore[union-attr]
+    assert next_one.hotkey == "b"  # the one in hand takes no place from it
     reply = court.review("v1", free=0)
     assert reply.audits == () and reply.data == () and reply.notice.reason is Reason.NO_WORK
     with_data = court.world.send(Hotkey("v1"), m.Review(free=0, found=(), with_data=True))
