@@ -19,8 +19,6 @@ from subnet.protocol.ids import Digest, Epoch, Hotkey, Phase, Values
 from subnet.protocol.messages import ApplyWork, Source, SyncWork, Target, Work
 from subnet.protocol.reasons import Reason
 
-RETAINED_EPOCHS = 3
-"""Epochs whose objects are kept behind the oldest running one."""
 NORM_EPOCHS = 5
 
 Anchor = tuple[Digest, Digest]
@@ -167,8 +165,8 @@ def _turn_epoch(
     stage.opened_at = at
     effects: list[Effect] = [Say(line)]
     oldest = min(other.epoch for other in state.stages)
-    if oldest == stage.epoch and oldest > RETAINED_EPOCHS:
-        dropped = Epoch(oldest - RETAINED_EPOCHS - 1)
+    if oldest == stage.epoch and oldest > dossiers.KEPT_EPOCHS:
+        dropped = Epoch(oldest - dossiers.KEPT_EPOCHS - 1)
         for batch in [b for b in state.micro_batches.values() if b.epoch <= dropped]:
             overdue.give_up(state, batch, f"with the objects of epoch {dropped}")
         effects.append(DropEpoch(dropped))

@@ -18,7 +18,7 @@ from subnet.scoring.audit import check_log, match_log
 from subnet.scoring.ledger import work_units
 
 KEPT_EPOCHS = 3
-"""Behind the oldest running one: the objects of older ones are gone (`applying.RETAINED_EPOCHS`)."""
+"""Behind the oldest running one: how long objects, states and dossiers are kept, and so how long an audit may ask."""
 
 
 def are_kept(state: State) -> bool:

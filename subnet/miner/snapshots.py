@@ -13,11 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
+from subnet.coordination.dossiers import KEPT_EPOCHS
 from subnet.protocol.ids import Digest, Epoch, RunId
 from subnet.protocol.messages import STATE_PARTS
-
-KEPT_EPOCHS = 3
-"""Behind the newest: as long as an audit may ask (`coordination.applying.RETAINED_EPOCHS`)."""
 
 
 class Snapshots(Protocol):

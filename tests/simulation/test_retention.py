@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from subnet.coordination.applying import RETAINED_EPOCHS
+from subnet.coordination.dossiers import KEPT_EPOCHS
 from subnet.coordination.state import State
 from subnet.protocol import messages as m
 from subnet.protocol.keys import epoch_prefix
@@ -52,5 +52,5 @@ async def test_old_epochs_go_and_what_is_needed_stays(make_world: Callable[..., 
     assert world.state.ledger.total(late.hotkey) > 0 and not any(m.faults for m in world.state.miners.values())
     last = epoch_of(world.state)
     counts = [await world.store.delete_prefix(epoch_prefix(world.spec.run_id, epoch)) for epoch in range(last + 1)]
-    dropped = last - RETAINED_EPOCHS
+    dropped = last - KEPT_EPOCHS
     assert counts[:dropped] == [0] * dropped and all(count > 0 for count in counts[dropped:])

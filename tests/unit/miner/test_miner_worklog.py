@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subnet.miner.snapshots import KEPT_EPOCHS, FolderSnapshots, MemorySnapshots, Snapshots
+from subnet.coordination.dossiers import KEPT_EPOCHS
+from subnet.miner.snapshots import FolderSnapshots, MemorySnapshots, Snapshots
 from subnet.miner.worklog import WorkLog, encoded
 from subnet.model.training_state import TrainingState
 from subnet.protocol.ids import Epoch, ItemId, RunId
