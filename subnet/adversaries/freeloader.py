@@ -6,16 +6,14 @@ import math
 
 import numpy as np
 
-from subnet.adversaries.pretending import FIRST_RMS, InventedSteps, Pretender, root_mean_square
+from subnet.adversaries.pretending import FIRST_RMS, FORWARD, LOSS, Idler, InventedSteps, root_mean_square
 from subnet.data.sampling import Batches
 from subnet.model.trainer import GRAPHS_MAX
 from subnet.protocol.ids import MicroBatchId, Stage
 from subnet.protocol.run_spec import RunSpec
 
-_FORWARD, _LOSS, _BACKWARD = range(3)
 
-
-class Freeloader(Pretender):
+class Freeloader(Idler):
     """Computes nothing: boundaries, gradients, losses and the pseudo-gradient are noise of the scale of honest ones.
 
     Skips    all of it; it needs no accelerator and not even the model.
@@ -33,23 +31,12 @@ class Freeloader(Pretender):
     def forward(self, micro_batch: MicroBatchId, stage_input: bytes | None) -> bytes:
         rms = root_mean_square(self._decode(stage_input, "stage_input")) if self._stage_index else FIRST_RMS
         self.pass_version = self.param_version
-        return self.invent(micro_batch, _FORWARD, rms)
+        return self.invent(micro_batch, FORWARD, rms)
 
     def loss(self, micro_batch: MicroBatchId, stage_input: bytes | None) -> tuple[float, bytes | None]:
         """A loss that falls from ln V as everybody's does."""
-        gradient = self.invent_loss_gradient(micro_batch, _LOSS)
+        gradient = self.invent_loss_gradient(micro_batch, LOSS)
         self.pretend(micro_batch)
-        drawn = np.random.default_rng((self._spec.seed, micro_batch, _LOSS))
+        drawn = np.random.default_rng((self._spec.seed, micro_batch, LOSS))
         fallen = 0.6 + 0.4 * math.exp(-micro_batch / 50)
         return math.log(self._spec.model.vocab_size) * fallen + 0.05 * float(drawn.standard_normal()), gradient
-
-    def backward(
-        self, micro_batch: MicroBatchId, stage_input: bytes | None, gradient: bytes, version: int | None = None
-    ) -> bytes | None:
-        made_up = self.invent_gradient(micro_batch, _BACKWARD, gradient)
-        self.pretend(micro_batch)
-        return made_up
-
-    def holds(self, micro_batch: MicroBatchId) -> bool:
-        """Without computing it needs no stage input again, and saves the download."""
-        return True

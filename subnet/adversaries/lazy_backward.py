@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from subnet.adversaries.pretending import Pretender
+from subnet.adversaries.pretending import BACKWARD, Idler
 from subnet.data.sampling import Batches
 from subnet.errors import PeerFault
 from subnet.model.trainer import GRAPHS_MAX
@@ -14,10 +14,8 @@ from subnet.protocol.ids import MicroBatchId, Stage
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
 
-_BACKWARD = 3
 
-
-class LazyBackward(Pretender):
+class LazyBackward(Idler):
     """Forwards are honest; a backward returns noise of the scale of the gradient that came, and accumulates nothing.
 
     Skips    two thirds of the work, all graphs and their memory.
@@ -38,17 +36,6 @@ class LazyBackward(Pretender):
             loss = float(self._run(micro_batch, stage_input).output)
         if not math.isfinite(loss):
             raise PeerFault(Reason.NOT_FINITE, f"the loss of micro-batch {micro_batch} is {loss}", "own")
-        made_up = self.invent_loss_gradient(micro_batch, _BACKWARD)
+        made_up = self.invent_loss_gradient(micro_batch, BACKWARD)
         self.pretend(micro_batch)
         return loss, made_up
-
-    def backward(
-        self, micro_batch: MicroBatchId, stage_input: bytes | None, gradient: bytes, version: int | None = None
-    ) -> bytes | None:
-        made_up = self.invent_gradient(micro_batch, _BACKWARD, gradient)
-        self.pretend(micro_batch)
-        return made_up
-
-    def holds(self, micro_batch: MicroBatchId) -> bool:
-        """Without computing it needs no stage input again, and saves the download."""
-        return True

@@ -17,6 +17,8 @@ from subnet.model.trainer import Trainer
 from subnet.protocol.ids import MicroBatchId
 from subnet.protocol.run_spec import InnerSpec
 
+FORWARD, LOSS, BACKWARD = range(3)
+"""What noise is drawn for: each has its own."""
 FIRST_RMS = 1.0
 """Root mean square of an invented z_BTK where there is no input to take it from."""
 LAST_RMS = 0.05
@@ -53,6 +55,21 @@ class Pretender(Trainer):
         """What a backward sends on, of the scale of what came in. Raises PeerFault as an honest backward."""
         rms = root_mean_square(self._decode(gradient, "gradient"))
         return self.invent(micro_batch, purpose, rms) if self._stage_index else None
+
+
+class Idler(Pretender):
+    """A Pretender whose backwards are all made up."""
+
+    def backward(
+        self, micro_batch: MicroBatchId, stage_input: bytes | None, gradient: bytes, version: int | None = None
+    ) -> bytes | None:
+        made_up = self.invent_gradient(micro_batch, BACKWARD, gradient)
+        self.pretend(micro_batch)
+        return made_up
+
+    def holds(self, micro_batch: MicroBatchId) -> bool:
+        """Without computing it needs no stage input again, and saves the download."""
+        return True
 
 
 class InventedSteps(FlatAdamW):
