@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from subnet.model.trainer import Trainer
 from subnet.protocol.ids import Hotkey, RunId, Stage
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
-from subnet.runtime import SlowedRuntime, SystemRuntime
+from subnet.runtime import SlowedRuntime, SystemRuntime, cancel_on_signals
 from subnet.transport.http_client import HttpControlClient, HttpObjectClient, HttpSession, discover
 from subnet.transport.signing import Keypair, open_hotkey
 
@@ -85,10 +84,7 @@ def parts(adversary: str) -> tuple[type[Trainer], type[ShardReduction]]:
 async def run(settings: config.MinerConfig, keypair: Keypair, work_dir: Path) -> Ending:
     """Until the run is over, or SIGTERM or Ctrl-C."""
     trainer_type, reduction = parts(settings.adversary)
-    this = asyncio.current_task()
-    assert this is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    cancel_on_signals()
     runtime = SystemRuntime() if settings.slow_factor == 1 else SlowedRuntime(settings.slow_factor)
     run_id, orchestrator = await find_run(settings.orchestrator, runtime)
     session = HttpSession()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +18,7 @@ from loguru import logger
 from subnet import config, telemetry
 from subnet.chain.subtensor import SubtensorChain
 from subnet.errors import ConfigError, PeerFault, Unavailable
-from subnet.runtime import SystemRuntime
+from subnet.runtime import SystemRuntime, cancel_on_signals
 from subnet.transport.http_client import (
     HttpControlClient,
     HttpJournalReader,
@@ -45,10 +44,7 @@ CLOSE_TIMEOUT_S = 1.0
 
 async def run(settings: config.ValidatorConfig, keypair: Keypair) -> None:
     """Until the run is over, or SIGTERM or Ctrl-C."""
-    this = asyncio.current_task()
-    assert this is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    cancel_on_signals()
     runtime = SystemRuntime()
     chain = SubtensorChain(settings.network, settings.netuid, keypair, runtime)
     session = HttpSession()

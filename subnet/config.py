@@ -66,6 +66,9 @@ OrchestratorUrl = Annotated[
 ]
 
 
+JournalFile = Annotated[
+    str, _about("read this file instead of an orchestrator: a saved journal, or journal.sqlite", metavar="FILE")
+]
 Network = Annotated[
     str,
     _about("chain to use: finney, test, or ws://127.0.0.1:9944 of a local one", env="BT_NETWORK", metavar="NETWORK"),

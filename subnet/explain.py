@@ -24,7 +24,7 @@ from msgspec import Meta
 from rich.console import Console
 
 from subnet import config
-from subnet.config import Config
+from subnet.config import Config, JournalFile, OrchestratorUrl
 from subnet.coordination.settlement import sheet
 from subnet.errors import ConfigError, PeerFault, Unavailable
 from subnet.localnet.folder import Participants
@@ -59,17 +59,8 @@ class ExplainConfig(Config, frozen=True, kw_only=True):
         ),
     ] = ""
     all: Annotated[bool, Meta(description="a line for every hotkey")] = False
-    orchestrator: Annotated[
-        str,
-        Meta(
-            description="orchestrator whose public journal is read, such as http://127.0.0.1:8091",
-            pattern=r"^https?://\S+$",
-            extra={"env": "IOTA_ORCHESTRATOR", "metavar": "URL"},
-        ),
-    ] = ""
-    journal: Annotated[
-        str, Meta(description="read this file instead: a saved journal, or journal.sqlite", extra={"metavar": "FILE"})
-    ] = ""
+    orchestrator: OrchestratorUrl = ""
+    journal: JournalFile = ""
 
     def __post_init__(self) -> None:
         if not (self.orchestrator or self.journal):

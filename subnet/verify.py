@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from subnet import config
-from subnet.config import Config
+from subnet.config import Config, JournalFile, OrchestratorUrl
 from subnet.coordination import invariants
 from subnet.coordination.answers import Answers
 from subnet.coordination.machine import Decision
@@ -50,17 +50,8 @@ VIEWS = 5
 class VerifyConfig(Config, frozen=True, kw_only=True):
     """`python -m subnet.verify`: recompute everything a run decided from its public journal."""
 
-    orchestrator: Annotated[
-        str,
-        Meta(
-            description="orchestrator whose public journal is verified, such as http://127.0.0.1:8091",
-            pattern=r"^https?://\S+$",
-            extra={"env": "IOTA_ORCHESTRATOR", "metavar": "URL"},
-        ),
-    ] = ""
-    journal: Annotated[
-        str, Meta(description="verify this file instead: a saved journal, or journal.sqlite", extra={"metavar": "FILE"})
-    ] = ""
+    orchestrator: OrchestratorUrl = ""
+    journal: JournalFile = ""
     receipts: Annotated[
         str, Meta(description="folder of a miner's receipts.jsonl to compare with it", extra={"metavar": "DIR"})
     ] = ""

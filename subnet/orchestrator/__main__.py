@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from subnet.orchestrator import registrations
 from subnet.orchestrator.service import Service, read_state
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import RunOpened, RunResumed
-from subnet.runtime import Runtime, SystemRuntime
+from subnet.runtime import Runtime, SystemRuntime, cancel_on_signals
 from subnet.storage.files import FileObjectStore
 from subnet.storage.sql import SqlJournal
 from subnet.transport.http_server import ControlServer
@@ -102,10 +101,7 @@ async def host(settings: OrchestratorConfig, keypair: Keypair, runtime: Runtime)
 
 
 async def until_stopped(settings: OrchestratorConfig, keypair: Keypair) -> None:
-    this = asyncio.current_task()
-    assert this is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    cancel_on_signals()
     try:
         await host(settings, keypair, SystemRuntime())
     except* ConfigError as group:

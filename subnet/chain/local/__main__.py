@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +26,7 @@ from subnet.chain.local.node.server import Node
 from subnet.chain.local.store import Store
 from subnet.config import Config, LogLevel
 from subnet.errors import ConfigError
-from subnet.runtime import SystemRuntime
+from subnet.runtime import SystemRuntime, cancel_on_signals
 
 HOST = "127.0.0.1"
 
@@ -105,10 +104,7 @@ async def run(settings: LocalChainConfig, runtime: SystemRuntime) -> None:
 
 
 async def until_stopped(settings: LocalChainConfig) -> None:
-    this = asyncio.current_task()
-    assert this is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    cancel_on_signals()
     await run(settings, SystemRuntime())
 
 
