@@ -89,6 +89,8 @@ class Miner:
             raise failures.exceptions[0] from None
         finally:
             self._receipts.close()
+        if ending.reason is Reason.TARGET_REACHED and self._pipeline.replica is not None:
+            self._pipeline.replica.snapshots.drop()
         logger.info("ended: {} ({})", ending.sentence, ending.reason.value)
         return ending
 

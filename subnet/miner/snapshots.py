@@ -27,6 +27,10 @@ class Snapshots(Protocol):
         """None when it is not here (any more)."""
         ...
 
+    def drop(self) -> None:
+        """The run is over and every audit of it settled: nobody can ask for a state any more."""
+        ...
+
 
 class MemorySnapshots:
     """For simulations: the same bounds, no disk."""
@@ -41,6 +45,9 @@ class MemorySnapshots:
     def parts(self, digest: str) -> tuple[bytes, ...] | None:
         kept = self._states.get(digest)
         return kept[1] if kept else None
+
+    def drop(self) -> None:
+        self._states.clear()
 
 
 class FolderSnapshots:
@@ -74,3 +81,6 @@ class FolderSnapshots:
         data = path.read_bytes()
         size = len(data) // len(STATE_PARTS)
         return tuple(data[i * size : (i + 1) * size] for i in range(len(STATE_PARTS)))
+
+    def drop(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)

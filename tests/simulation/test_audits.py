@@ -32,11 +32,12 @@ async def test_honest_miners_pass_every_audit_and_are_paid_by_their_work(
         await world.finished()
         await validator.finished.wait()
     standing = world.state.pay.standing
-    print(len(world.records), world.state.at - world.state.opened_at)
     assert {h: (s.failed, s.not_revealed, s.unreadable) for h, s in standing.items()} == {
         h: (0, 0, 0) for h in "abcd"
     }
     assert all(s.passed == 3 for s in standing.values())
+    # with every audit settled nobody can ask for a state any more, and none is left on a miner's disk
+    assert not any(list(miner.folder.glob("snapshots/*/*")) for miner in world.miners.values())
     final = sheet(world.state)
     work = {Hotkey(h): world.state.ledger.total(Hotkey(h)) for h in "abcd"}
     total = sum(work.values())

@@ -185,6 +185,8 @@ def test_states_are_kept_as_long_as_an_audit_may_ask(make_snapshots: Callable[[]
     assert snapshots.parts("0" * 64) is None and snapshots.parts("1" * 64) == parts_of(1)
     snapshots.keep(Epoch(2), "d" * 64, parts_of(8))
     assert snapshots.parts("e" * 64) == parts_of(9) and snapshots.parts("1" * 64) == parts_of(1)
+    snapshots.drop()
+    assert all(snapshots.parts(digest * 64) is None for digest in "1de")
 
 
 def test_states_outlive_the_process(tmp_path: Path) -> None:
