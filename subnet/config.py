@@ -23,7 +23,7 @@ from subnet.errors import ConfigError
 
 C = TypeVar("C", bound="Config")
 flag, settings = flags.flag, flags.settings
-_THIS_MACHINE = re.compile(r"https?://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/?")
+_THIS_MACHINE = re.compile(r"(?:https?|wss?)://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/?")
 _EXTRA = ("env", "choices", "secret", "metavar", "repeatable", "hidden")
 
 
@@ -73,7 +73,24 @@ Network = Annotated[
     str,
     _about("chain to use: finney, test, or ws://127.0.0.1:9944 of a local one", env="BT_NETWORK", metavar="NETWORK"),
 ]
-Netuid = Annotated[int, _about("number of the subnet", env="BT_NETUID", ge=0, le=65_535, metavar="N")]
+Netuid = Annotated[int, _about("number of the subnet", env="BT_NETUID", ge=-1, le=65_535, metavar="N")]
+"""-1 stands for "not given"."""
+Rules = Annotated[
+    str,
+    _about(
+        "TOML file with the owner's changes to the run's rules; may be edited while it runs",
+        metavar="FILE",
+    ),
+]
+PublicUrls = Annotated[
+    str,
+    _about(
+        "address under which others reach this orchestrator, published on chain; may be given twice; default: where "
+        "it listens",
+        metavar="URL",
+        repeatable=True,
+    ),
+]
 
 
 class LocalnetConfig(Config, frozen=True, kw_only=True):
@@ -121,6 +138,10 @@ class LocalnetConfig(Config, frozen=True, kw_only=True):
         float,
         _about("share of the settled miners' epochs to audit, 0 to 1; -1: the preset's", ge=-1, le=1, metavar="SHARE"),
     ] = -1.0
+    kill_chain_every_s: Annotated[
+        float, _about("kill the local chain (SIGKILL) at this interval once training began; 0: never", ge=0)
+    ] = 0.0
+    config: Rules = ""
     restart_after_s: Annotated[float, _about("start a dead miner again after this time", ge=0)] = 5.0
     join_after_s: Annotated[
         float, _about("one more miner joins this long after training began; 0: never", ge=0)
@@ -154,13 +175,20 @@ class OrchestratorConfig(Config, frozen=True, kw_only=True):
     ] = ""
     network: Network = ""
     netuid: Netuid = 0
+    public_url: PublicUrls = ""
+    config: Rules = ""
+    wallet: WalletName = "orchestrator"
+    wallet_hotkey: WalletHotkey = "default"
+    wallet_path: Annotated[str, _about("folder of the wallets; default: wallets in the run folder", metavar="DIR")] = ""
     log_level: LogLevel = "INFO"
 
 
 class MinerConfig(Config, frozen=True, kw_only=True):
     """`python neurons/miner.py`: trains one stage."""
 
-    orchestrator: OrchestratorUrl
+    netuid: Netuid = -1
+    network: Network = "finney"
+    orchestrator: OrchestratorUrl = ""
     wallet: WalletName = "default"
     wallet_hotkey: WalletHotkey = "default"
     wallet_path: WalletPath = "~/.bittensor/wallets"
@@ -174,24 +202,52 @@ class MinerConfig(Config, frozen=True, kw_only=True):
     log_level: LogLevel = "INFO"
 
     def __post_init__(self) -> None:
-        if self.adversary and not _THIS_MACHINE.fullmatch(self.orchestrator):
-            problem = f"is for local nets only, not for {self.orchestrator}"
-            raise ConfigError("--adversary", problem, "leave it out")
+        _check_has_address(self.orchestrator, self.netuid)
+        place = self.orchestrator or self.network
+        if self.adversary and not _THIS_MACHINE.fullmatch(place):
+            raise ConfigError("--adversary", f"is for local nets only, not for {place}", "leave it out")
 
 
 class ValidatorConfig(Config, frozen=True, kw_only=True):
     """`python neurons/validator.py`: audits miners, measures the merged model, sets weights."""
 
-    orchestrator: OrchestratorUrl
-    network: Network
-    netuid: Netuid
+    netuid: Netuid = -1
+    network: Network = "finney"
+    orchestrator: OrchestratorUrl = ""
     wallet: WalletName = "default"
     wallet_hotkey: WalletHotkey = "default"
     wallet_path: WalletPath = "~/.bittensor/wallets"
-    work_dir: Annotated[str, _about("folder for the downloaded text", metavar="DIR")] = "validator-work"
+    work_dir: Annotated[str, _about("folder for the downloaded text and the anchors seen", metavar="DIR")] = (
+        "validator-work"
+    )
+    host_orchestrator: Annotated[
+        bool, _about("also host the run, as its own process; for the subnet owner's hotkey alone")
+    ] = False
+    run_dir: Annotated[
+        str, _about("with --host-orchestrator: folder of the run, see python -m subnet.prepare", metavar="DIR")
+    ] = ""
+    host: Annotated[str, _about("with --host-orchestrator: address to listen on", min_length=1)] = "127.0.0.1"
+    port: Annotated[int, _about("with --host-orchestrator: port to listen on", ge=1, le=65_535)] = 8091
+    public_url: PublicUrls = ""
+    config: Rules = ""
     device: Device = "cpu"
     threads: Annotated[int, _about("CPU threads torch may use", ge=1, le=1024)] = 1
     log_level: LogLevel = "INFO"
+
+    def __post_init__(self) -> None:
+        if self.netuid < 0:
+            raise ConfigError("--netuid", "is missing", "give the number of the subnet, or set BT_NETUID")
+        if self.host_orchestrator and not self.run_dir:
+            remedy = "prepare a run with python -m subnet.prepare, and name its folder"
+            raise ConfigError("--run-dir", "is missing", remedy)
+        if self.host_orchestrator and self.orchestrator:
+            raise ConfigError("--orchestrator", "does not go together with --host-orchestrator", "leave one out")
+
+
+def _check_has_address(orchestrator: str, netuid: int) -> None:
+    if not orchestrator and netuid < 0:
+        remedy = "give the number of the subnet, or set BT_NETUID; or name an orchestrator with --orchestrator"
+        raise ConfigError("--netuid", "is missing", remedy)
 
 
 # ---- flags -----------------------------------------------------------------------------------------------------------

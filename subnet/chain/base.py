@@ -41,11 +41,22 @@ class Subnet(NamedTuple):
     block_s: float
     """Seconds between two blocks."""
     owner_uid: int
+    owner_hotkey: Hotkey
+    """Whose commitment says where the orchestrator is, whether or not it has a uid."""
     neurons: tuple[Neuron, ...]
     pay: Mapping[int, Pay]
     """By uid."""
     hyperparameters: Mapping[str, float | int | bool]
     """On-chain ones, by btcli's names: tempo, immunity_period, weights_rate_limit, commit_reveal_enabled, ..."""
+
+
+class Row(NamedTuple):
+    """One validator's weights as the chain holds them."""
+
+    shares: Mapping[int, float]
+    """By target uid; they sum to 1."""
+    block: int
+    """In which they were set (`LastUpdate`)."""
 
 
 class Outcome(NamedTuple):
@@ -79,6 +90,17 @@ class Chain(Protocol):
 
     async def commitment(self, hotkey: Hotkey) -> str | None:
         """What a hotkey has committed; None when it has nothing."""
+        ...
+
+    async def committed_in(self, number: int, hotkey: Hotkey) -> str | None:
+        """What a hotkey told the chain to commit in block `number`: signed by it, and never overwritten there.
+
+        None when it committed nothing then. Raises Unavailable when the node holds that block's body no more.
+        """
+        ...
+
+    async def weights(self) -> Mapping[int, Row]:
+        """The weights that stand now, by validator uid; validators without any are left out."""
         ...
 
     async def close(self) -> None: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from subnet.coordination import dossiers, overdue, phases, reducing, routing, verdicts
+from subnet.coordination import dossiers, overdue, phases, reducing, routing, tuning, verdicts
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import give, item_id, merge_work_of, next_number, open_offers, withdraw_all
 from subnet.coordination.state import Deliver, DropEpoch, Effect, MergeRecord, Miner, Say, StageState, State
@@ -51,7 +51,7 @@ def step(state: State, stage: StageState, merge: Merge, at: float) -> list[Effec
     if at >= merge.deadline:
         withdraw_all(state, stage, ApplyWork)
         merge.attempt += 1
-        merge.deadline = at + state.spec.merge.apply_deadline_s
+        merge.deadline = at + state.rules_of(stage.stage).merge.apply_deadline_s
     stage.sentence = f"{len(merge.applied)} of {len(members)} replicas have applied the merge"
     return effects
 
@@ -76,7 +76,7 @@ def _hand_out(state: State, stage: StageState, merge: Merge, members: list[Miner
     if able and not any(_publishes(offer.work) for offer in offers):
         publisher = choose(state.secret(), able, "publisher", stage.stage, stage.epoch, merge.attempt)
         merge.attempt += 1
-        merge.deadline = at + state.spec.merge.apply_deadline_s
+        merge.deadline = at + state.rules_of(stage.stage).merge.apply_deadline_s
         effects.append(_give_apply(state, stage, merge, state.miners[publisher], at, publish=True))
         waiting.add(publisher)
     for miner in members:
@@ -126,7 +126,8 @@ def _give_apply(state: State, stage: StageState, merge: Merge, miner: Miner, at:
         counted=counted,
         publish_parameters=target(keys.Kind.PARAMETERS),
         publish_momentum=target(keys.Kind.MOMENTUM),
-        deadline_s=state.spec.merge.apply_deadline_s,
+        deadline_s=state.rules_of(stage.stage).merge.apply_deadline_s,
+        spec=state.versions[merge.next_rules] if merge.next_rules != stage.rules else None,
     )
     return give(state, stage, miner, work, at)
 
@@ -163,7 +164,7 @@ def _turn_epoch(
     line = phases.move(stage, Phase.TRAINING, at, Reason.OK, sentence)
     stage.epoch = Epoch(stage.epoch + 1)
     stage.opened_at = at
-    effects: list[Effect] = [Say(line)]
+    effects: list[Effect] = [Say(line), *tuning.take_over(state, stage, merge.next_rules)]
     oldest = min(other.epoch for other in state.stages)
     if oldest == stage.epoch and oldest > dossiers.KEPT_EPOCHS:
         dropped = Epoch(oldest - dossiers.KEPT_EPOCHS - 1)
@@ -222,7 +223,8 @@ def sync_stragglers(state: State, stage: StageState, at: float) -> list[Effect]:
             epoch=stage.epoch,
             parameters=stage.parameters,
             momentum=stage.momentum,
-            deadline_s=state.spec.merge.apply_deadline_s,
+            deadline_s=state.rules_of(stage.stage).merge.apply_deadline_s,
+            spec=state.rules_of(stage.stage) if len(state.versions) > 1 else None,
         )
         stage.contributions.pop(miner.hotkey, None)
         effects.append(give(state, stage, miner, sync, at))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, Stage
-from subnet.protocol.messages import AuditDone, Commitment, Logged, PassWork, Source
+from subnet.protocol.messages import Anchored, AuditDone, Commitment, Logged, PassWork, Source
 from subnet.scoring.emission import Void
 
 
@@ -28,6 +28,8 @@ class Dossier(Struct):
     """What one miner did in one epoch of its stage, for as long as an audit may ask."""
 
     stage: Stage
+    rules: int
+    """Which of `State.versions` the epoch went by."""
     anchor: Source
     """The stage's parameters at the epoch's start."""
     given: dict[ItemId, Given] = field(default_factory=dict)
@@ -96,6 +98,10 @@ class Chain(Struct):
     uids: dict[Hotkey, int] = field(default_factory=dict)
     stake: dict[Hotkey, float] = field(default_factory=dict)
     permits: list[Hotkey] = field(default_factory=list)
+    tempo: int = 0
+    hyperparameters: dict[str, float | int | bool] = field(default_factory=dict)
+    anchor: Anchored | None = None
+    """The newest one."""
 
 
 class WeightsReport(Struct, frozen=True):

@@ -48,12 +48,9 @@ def close_epochs(state: State, at: float) -> list[Effect]:
 
 def chain_seen(state: State, seen: ChainSeen, at: float) -> list[Effect]:
     """Take over what the chain says; where it closes an epoch, draw that epoch's audits."""
-    chain, effects = state.pay.chain, members.register(state, tuple(neuron.hotkey for neuron in seen.neurons))
-    for neuron in seen.neurons:
-        before = next((h for h, uid in chain.uids.items() if uid == neuron.uid), None)
-        if before not in (None, neuron.hotkey):
-            effects.append(Say(f"uid {neuron.uid} went from {before[:8]} to {neuron.hotkey[:8]}"))
+    chain, effects = state.pay.chain, _changes(state, seen)
     chain.block, chain.owner_uid = seen.block, seen.owner_uid
+    chain.tempo, chain.hyperparameters = seen.tempo, seen.hyperparameters
     chain.uids = {neuron.hotkey: neuron.uid for neuron in seen.neurons}
     chain.stake = {neuron.hotkey: neuron.stake for neuron in seen.neurons}
     chain.permits = [neuron.hotkey for neuron in seen.neurons if neuron.permit]
@@ -62,13 +59,30 @@ def chain_seen(state: State, seen: ChainSeen, at: float) -> list[Effect]:
     return effects
 
 
+def _changes(state: State, seen: ChainSeen) -> list[Effect]:
+    """Who lost its uid, and to whom; what the owner changed on the chain. Scores stay with hotkeys, never with uids."""
+    chain, now = state.pay.chain, {neuron.uid: neuron.hotkey for neuron in seen.neurons}
+    taken = {h: f"uid {uid} is {now[uid]}'s now" for h, uid in chain.uids.items() if now.get(uid, h) != h}
+    effects = members.register(state, tuple(now.values()), taken)
+    effects += [Say(f"{hotkey[:8]} lost its place: {said}") for hotkey, said in sorted(taken.items())]
+    if chain.hyperparameters:  # known before
+        new = {"tempo": seen.tempo, **seen.hyperparameters}
+        old = {"tempo": chain.tempo, **chain.hyperparameters}
+        moved = [f"{name} {old.get(name)} → {new[name]}" for name in sorted(new) if old.get(name) != new[name]]
+        effects += [Say(f"on the chain the owner changed {', '.join(moved)}")] if moved else []
+    return effects
+
+
 def _draw(state: State, epoch: Epoch, block_hash: str, at: float) -> list[Effect]:
     state.pay.drawn = epoch
     drawn = []
+    dossiers.note_unlogged(state, epoch)
+    if epoch < min(stage.epoch for stage in state.stages) - dossiers.KEPT_EPOCHS:
+        # the chain was away for so long that states and objects are gone: nobody's fault, so the work is paid
+        said = f"no block came in time to draw the audits of epoch {epoch}: what is in its logs is paid unaudited"
+        state.incident(Reason.CHAIN_AWAY, said)
+        return [Say(said)]
     for hotkey, dossier in sorted(state.pay.dossiers.get(epoch, {}).items()):
-        unlogged = dossiers.unlogged_units(state, dossier)
-        if unlogged > 0:
-            state.pay.unlogged.setdefault(epoch, {})[hotkey] = unlogged
         credit = state.ledger.epochs.get(epoch, {}).get(hotkey)
         if credit is None or credit.work_units <= 0 or verdicts.forfeits_until(state, hotkey) is not None:
             continue  # nothing that could be paid for

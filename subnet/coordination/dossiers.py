@@ -34,7 +34,7 @@ def gave(state: State, hotkey: Hotkey, work: PassWork) -> None:
 def _dossier(state: State, stage: StageState, hotkey: Hotkey) -> Dossier:
     epoch = state.pay.dossiers.setdefault(stage.epoch, {})
     if hotkey not in epoch or epoch[hotkey].stage != stage.stage:
-        epoch[hotkey] = Dossier(stage=stage.stage, anchor=stage.parameters)
+        epoch[hotkey] = Dossier(stage=stage.stage, rules=stage.rules, anchor=stage.parameters)
     return epoch[hotkey]
 
 
@@ -153,4 +153,14 @@ def drop_old(state: State) -> None:
     oldest = min(stage.epoch for stage in state.stages)
     # one more than audits ask for: a log may hold a pass that was given in the epoch before
     for epoch in [e for e in state.pay.dossiers if e < oldest - KEPT_EPOCHS - 1]:
+        if epoch > state.pay.drawn:
+            note_unlogged(state, epoch)
         del state.pay.dossiers[epoch]
+
+
+def note_unlogged(state: State, epoch: int) -> None:
+    """What of the credit of an epoch is in no accepted log."""
+    for hotkey, dossier in sorted(state.pay.dossiers.get(epoch, {}).items()):
+        unlogged = unlogged_units(state, dossier)
+        if unlogged > 0:
+            state.pay.unlogged.setdefault(epoch, {})[hotkey] = unlogged

@@ -24,6 +24,9 @@ def broken(state: State) -> Iterator[str]:
         yield from _micro_batch(state, batch)
     for stage in state.stages:
         yield from _stage(state, stage)
+    rules = [stage.rules for stage in state.stages]
+    if state.spec != state.versions[min(rules)] or max(rules) >= len(state.versions):
+        yield f"stages go by RunSpecs {rules} of {len(state.versions)}, the run by {state.spec.version}"
     epochs = [stage.epoch for stage in state.stages]
     if max(epochs) - min(epochs) > 1:
         yield f"stages are more than one epoch apart: {epochs}"

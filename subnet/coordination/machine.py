@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import assert_never
 
 import msgspec
 
@@ -19,8 +18,8 @@ from subnet.coordination import (
     members,
     merge_results,
     overdue,
+    own_records,
     passes,
-    resuming,
     reviews,
     rounds,
     routing,
@@ -28,32 +27,23 @@ from subnet.coordination import (
 from subnet.coordination.notices import finished, notice_for
 from subnet.coordination.state import DrawSecret, Effect, Offer, Say, StageState, State
 from subnet.errors import InvariantViolation
-from subnet.protocol import keys
 from subnet.protocol.ids import Epoch, Hotkey, ItemId, Phase, Stage
 from subnet.protocol.messages import (
-    ChainSeen,
     Envelope,
     Evaluated,
     Exchange,
     ExchangeReply,
     Failed,
     Join,
-    ObjectChecked,
     PassDone,
     PassWork,
     Refusal,
-    Refused,
-    Registered,
     Reply,
     Result,
     RevealDone,
     RevealWork,
     Review,
     RunOpened,
-    RunResumed,
-    SecretDrawn,
-    ShardRecomputed,
-    Tick,
     Verdict,
     WeightsSet,
 )
@@ -86,11 +76,14 @@ def open_run(envelope: Envelope) -> State:
         )
         for index, start in enumerate(opened.starts)
     ]
+    if opened.spec.version != 1:
+        raise InvariantViolation(f"a run begins with RunSpec 1, not with {opened.spec.version}")
     if len(stages) != opened.spec.num_stages:
         raise InvariantViolation(f"{len(stages)} starts for {opened.spec.num_stages} stages")
     return State(
         spec=opened.spec,
-        spec_digest=opened.spec.digest(),
+        versions=[opened.spec],
+        digests=[opened.spec.digest()],
         evaluators=opened.evaluators,
         target_epochs=opened.target_epochs,
         opened_at=envelope.at,
@@ -133,33 +126,12 @@ def _dispatch_message(state: State, envelope: Envelope) -> tuple[Reply | None, l
             return members.join(state, sender, message, at)
         case Evaluated():
             return reviews.evaluated(state, sender, message, at), []
-        case Tick():
-            return None, []
         case WeightsSet():
             return reviews.weights_set(state, sender, message, at), []
         case Review():
             return reviews.review(state, sender, message, at)
-        case Registered():
-            return None, members.register(state, message.hotkeys)
-        case ChainSeen():
-            return None, audits.chain_seen(state, message, at)
-        case SecretDrawn():
-            if state.secret_due and message.epoch == state.secret_asked:
-                state.secret_due, state.secrets = False, {message.epoch: message.secret}
-            return None, []
-        case ShardRecomputed():
-            return None, _recomputed(state, message)
-        case ObjectChecked():
-            return None, _object_checked(state, message)
-        case Refused():
-            state.refusals[message.reason] = state.refusals.get(message.reason, 0) + message.times
-            return None, []
-        case RunResumed():
-            return None, resuming.resume(state, message, at)
-        case RunOpened():
-            raise InvariantViolation("run-opened in the middle of a journal")
         case _:
-            assert_never(message)
+            return None, own_records.note(state, message, at)
 
 
 def _go_on(state: State, at: float) -> list[Effect]:
@@ -257,26 +229,7 @@ def exchange_reply(state: State, hotkey: Hotkey, message: Exchange, verdicts: tu
     )
 
 
-# ---- own records -----------------------------------------------------------------------------------------
-
-
-def _recomputed(state: State, message: ShardRecomputed) -> list[Effect]:
-    stage: StageState = state.stages[message.stage]
-    merge = stage.merge
-    if merge is None or stage.epoch != message.epoch or message.shard not in merge.recomputing:
-        return []
-    number = str(merge.recomputing[message.shard])
-    if message.source is not None and keys.parse(message.source.key).item.rpartition(".")[2] != number:
-        return []  # the answer to a question about a manifest of before
-    merge.recomputed[message.shard] = message.source
-    return [Say(f"stage {stage.stage} epoch {stage.epoch}: shard {message.shard} was reduced by the orchestrator")]
-
-
-def _object_checked(state: State, message: ObjectChecked) -> list[Effect]:
-    for batch in list(state.micro_batches.values()):
-        if batch.accused is not None and batch.accused.key == message.key:
-            return [Say(passes.checked(state, batch, message.key, message.reason))]
-    return [Say(merge_results.checked(state, message.key, message.reason))]
+# ---- time ----------------------------------------------------------------------------------------------------------
 
 
 def is_due(state: State, now: float) -> bool:

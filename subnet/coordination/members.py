@@ -6,7 +6,7 @@ older. Leaving loses nothing but the local progress of that process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from subnet.coordination import dossiers, overdue
@@ -16,6 +16,8 @@ from subnet.protocol.ids import Hotkey, Pass, Phase, Stage
 from subnet.protocol.messages import Join, Joined, Notice, Refusal, Reply, Source
 from subnet.protocol.reasons import REMEDY, Reason
 from subnet.scoring.ledger import SHARE
+
+LEFT = "this hotkey has no uid on the subnet any more"
 
 
 def notice(reason: Reason, sentence: str) -> Notice:
@@ -34,7 +36,7 @@ def refusal(reason: Reason, sentence: str) -> Refusal:
 def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply, list[Effect]]:
     """Place a newcomer, or welcome somebody back."""
     if hotkey not in state.registered:
-        return refusal(Reason.NOT_REGISTERED, "this hotkey is not registered on the subnet"), []
+        return _unregistered(state, hotkey), []
     barred = _barred(state, hotkey)
     if barred is not None:
         return refusal(Reason.AUDIT_FAILED, barred), []
@@ -65,6 +67,15 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
     dossiers.restarted(state, hotkey)
     verb = "came back to" if known else "joined"
     return _joined(state, miner, why), [Say(f"miner {hotkey[:8]} {verb} stage {stage_index}: {why}")]
+
+
+def _unregistered(state: State, hotkey: Hotkey) -> Refusal:
+    """A stranger, or one that lost its uid."""
+    known = state.miners.get(hotkey)
+    if known is None:
+        return refusal(Reason.NOT_REGISTERED, "this hotkey is not registered on the subnet")
+    lost = known.removed is not None and known.removed.reason is Reason.DEREGISTERED
+    return refusal(Reason.DEREGISTERED, known.removed.sentence if lost and known.removed else LEFT)
 
 
 def _barred(state: State, hotkey: Hotkey) -> str | None:
@@ -116,7 +127,7 @@ def _joined(state: State, miner: Miner, why: str) -> Joined:
     stage, data = state.stages[miner.stage], state.spec.data
     files = (data.tokenizer, *data.train, *data.validation)
     return Joined(
-        spec=state.spec,
+        spec=state.rules_of(stage.stage),
         stage=stage.stage,
         epoch=stage.epoch,
         parameters=stage.parameters,
@@ -134,7 +145,7 @@ def refuse_exchange(state: State, hotkey: Hotkey, session: str) -> Refusal | Non
     if miner.session != session:
         return refusal(Reason.OLD_SESSION, "another process joined with this hotkey after yours")
     if hotkey not in state.registered:
-        return refusal(Reason.NOT_REGISTERED, "this hotkey is no longer registered on the subnet")
+        return _unregistered(state, hotkey)
     if not miner.live:
         said = miner.removed.sentence if miner.removed else "you were away"
         return refusal(Reason.NOT_JOINED, f"join again: {said}")
@@ -188,11 +199,11 @@ def rebalance(state: State, at: float) -> list[Effect]:
     return [*remove(state, miner, Reason.STAGE_EMPTY, said), Deliver(miner.hotkey)]
 
 
-def register(state: State, hotkeys: Sequence[Hotkey]) -> list[Effect]:
-    """The chain's view of who may take part."""
+def register(state: State, hotkeys: Sequence[Hotkey], left: Mapping[Hotkey, str] | None = None) -> list[Effect]:
+    """The chain's view of who may take part; `left` says in words why somebody may not any more."""
     state.registered = set(hotkeys)
     effects: list[Effect] = []
     for miner in state.miners.values():
         if miner.live and miner.hotkey not in state.registered:
-            effects += remove(state, miner, Reason.NOT_REGISTERED, "the hotkey left the subnet")
+            effects += remove(state, miner, Reason.DEREGISTERED, (left or {}).get(miner.hotkey, LEFT))
     return effects

@@ -26,6 +26,8 @@ class Merge(Struct):
     """When training closed."""
     deadline: float
     """Of the current step."""
+    next_rules: int = 0
+    """Which of the run's RunSpecs the next epoch goes by; settled when training closed."""
     step: str = "drain"
     """drain, upload, reduce, apply."""
     attempt: int = 0

@@ -29,7 +29,7 @@ def _manifest(state: State, stage: StageState, merge: Merge) -> tuple[ManifestEn
         ManifestEntry(
             hotkey=hotkey,
             weight=float(upload.weight),
-            scale=reduction.clip_scale(upload.norm, history, state.spec.merge.clip_factor),
+            scale=reduction.clip_scale(upload.norm, history, state.rules_of(stage.stage).merge.clip_factor),
             source=upload.source,
             chunk_digests=upload.chunk_digests,
         )
@@ -63,7 +63,7 @@ def step(state: State, stage: StageState, merge: Merge, at: float) -> list[Effec
     merge.shards = _merged_shards(merge, settlement.winners)
     _name_faulty(state, stage, merge, settlement.faulty)
     stage.reduced_at = at
-    merge.step, merge.deadline = "apply", at + state.spec.merge.apply_deadline_s
+    merge.step, merge.deadline = "apply", at + state.rules_of(stage.stage).merge.apply_deadline_s
     return []
 
 
@@ -105,7 +105,7 @@ def _assign(state: State, stage: StageState, merge: Merge, at: float) -> list[Ef
     if not owners:
         stage.sentence = "waiting for a miner: nobody is there to reduce the shards"
         return []
-    count, spec = state.spec.stages[stage.stage].num_params, state.spec.merge
+    count, spec = state.spec.stages[stage.stage].num_params, state.rules_of(stage.stage).merge
     merge.assignments = butterfly.assign(state.secret(), stage.stage, stage.epoch, owners, count, spec.copies)
     merge.deadline, merge.assigned = at + spec.reduce_deadline_s, merge.assigned + 1
     effects: list[Effect] = []

@@ -32,7 +32,7 @@ def resume(state: State, message: RunResumed, at: float) -> list[Effect]:
         stage.opened_at = at
         stage.empty_since = None
         if stage.merge is not None:
-            stage.merge.deadline = at + state.spec.merge.upload_deadline_s
+            stage.merge.deadline = at + state.rules_of(stage.stage).merge.upload_deadline_s
             effects += merge_results.open_checks(stage.merge) + reducing.unanswered(stage, stage.merge)
         if stage.phase is Phase.PAUSED and (not message.target_epochs or stage.epoch < message.target_epochs):
             effects.append(Say(phases.move(stage, Phase.TRAINING, at, Reason.OK, "the run goes on")))

@@ -142,6 +142,8 @@ def work_of(state: State, audit: Audit) -> AuditWork:
         upload=dossier.upload if is_last else None,
         passes=tuple(passes),
         deadline_s=state.spec.audit.replay_deadline_s,
+        spec=state.versions[dossier.rules] if len(state.versions) > 1 else None,
+        spec_before=state.versions[before.rules] if before is not None and before.rules != dossier.rules else None,
     )
 
 

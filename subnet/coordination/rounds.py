@@ -86,8 +86,8 @@ def closing(state: State, stage: StageState, at: float) -> tuple[bool, str]:
     counts = [stage.contributions.get(m.hotkey, 0) for m in replicas if m.synced_epoch == stage.epoch]
     # who came after the epoch had begun does not hold up its quorum, unless nobody else is left
     expected = sum(m.joined_at <= stage.opened_at for m in replicas) or len(replicas)
-    age_s = at - stage.opened_at
-    return quorum.may_close(state.spec.merge, counts, expected, age_s, neighbour_closed, slowest, stage.epoch)
+    age_s, rules = at - stage.opened_at, state.rules_of(stage.stage).merge
+    return quorum.may_close(rules, counts, expected, age_s, neighbour_closed, slowest, stage.epoch)
 
 
 def _maybe_close(state: State, stage: StageState, at: float) -> list[Effect]:
@@ -95,7 +95,8 @@ def _maybe_close(state: State, stage: StageState, at: float) -> list[Effect]:
     stage.sentence = sentence
     if not close:
         return []
-    stage.merge = Merge(closed_at=at, deadline=at + state.spec.merge.grace_s)
+    grace_s = state.rules_of(stage.stage).merge.grace_s
+    stage.merge = Merge(closed_at=at, deadline=at + grace_s, next_rules=len(state.versions) - 1)
     return [Say(phases.move(stage, Phase.UPLOADING, at, Reason.MERGE_RUNNING, sentence))]
 
 
@@ -105,7 +106,7 @@ def _drain(state: State, stage: StageState, merge: Merge, at: float) -> list[Eff
     if in_flight and at < merge.deadline:
         stage.sentence = f"letting {in_flight} micro-batches in flight finish"
         return []
-    spec = state.spec.merge
+    spec = state.rules_of(stage.stage).merge
     synced = [m for m in state.replicas(stage.stage) if m.synced_epoch == stage.epoch]
     floor = quorum.thresholds(spec, len(synced), at - stage.opened_at, True).num_microbatches
     asked = [m for m in synced if stage.contributions.get(m.hotkey, 0) >= floor]

@@ -138,6 +138,8 @@ class StageState(Struct):
     forward_ready: list[MicroBatchId] = field(default_factory=list)
     backward_ready: list[MicroBatchId] = field(default_factory=list)
     merge: Merge | None = None
+    rules: int = 0
+    """Which of `State.versions` this epoch is trained and merged by."""
     norms: list[list[float]] = field(default_factory=list)
     """Pseudo-gradient norms of the last five epochs."""
     merges: list[MergeRecord] = field(default_factory=list)
@@ -167,7 +169,11 @@ class State(Struct):
     """The whole run."""
 
     spec: RunSpec
-    spec_digest: Digest
+    """The newest rules that every stage has taken over: routing, audits and pay go by them."""
+    versions: list[RunSpec]
+    """As the run began, and as the owner tuned it since."""
+    digests: list[Digest]
+    """Of the versions: whoever speaks under one of them is heard, for work outlives the rules it was opened under."""
     evaluators: tuple[Hotkey, ...]
     target_epochs: int
     opened_at: float
@@ -206,6 +212,14 @@ class State(Struct):
     """How many results met each outcome, by 'outcome/reason'."""
     refusals: dict[str, int] = field(default_factory=dict)
     """Requests that did not pass the door, by reason."""
+
+    @property
+    def spec_digest(self) -> Digest:
+        return self.digests[self.spec.version - 1]
+
+    def rules_of(self, stage: int) -> RunSpec:
+        """The rules that a stage's running epoch is trained and merged by."""
+        return self.versions[self.stages[stage].rules]
 
     def stage_of(self, hotkey: Hotkey) -> StageState:
         return self.stages[self.miners[hotkey].stage]

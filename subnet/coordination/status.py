@@ -18,6 +18,7 @@ def status(state: State) -> dict[str, Any]:
     losses = state.recent_losses
     return {
         "run_id": state.spec.run_id,
+        "spec_version": state.spec.version,
         "spec_digest": state.spec_digest,
         "at": state.at,
         "opened_at": state.opened_at,
@@ -39,7 +40,7 @@ def status(state: State) -> dict[str, Any]:
         ],
         "audits": _audits(state),
         "pay": _pay(state),
-        "chain": {"block": state.pay.chain.block, "owner_uid": state.pay.chain.owner_uid},
+        "chain": _chain(state),
         "outcomes": dict(state.outcomes),
         "refusals": dict(state.refusals),
     }
@@ -69,6 +70,7 @@ def _stage(state: State, stage: StageState) -> dict[str, Any]:
         "stage": stage.stage,
         "epoch": stage.epoch,
         "phase": stage.phase,
+        "spec_version": stage.rules + 1,
         "reason": stage.reason,
         "sentence": stage.sentence,
         "parameters": {"key": stage.parameters.key, "digest": stage.parameters.digest},
@@ -76,6 +78,18 @@ def _stage(state: State, stage: StageState) -> dict[str, Any]:
         "backward_waiting": len(stage.backward_ready),
         "replicas": replicas,
         "merges": [merge_row(record) for record in stage.merges[-MERGES_SHOWN:]],
+    }
+
+
+def _chain(state: State) -> dict[str, Any]:
+    """What the orchestrator saw of the chain last, and where the journal's head was anchored last."""
+    chain = state.pay.chain
+    return {
+        "block": chain.block,
+        "owner_uid": chain.owner_uid,
+        "tempo": chain.tempo,
+        "hyperparameters": chain.hyperparameters,
+        "anchor": chain.anchor,
     }
 
 

@@ -53,7 +53,10 @@ class Membership:
 
 
 class Line:
-    """`on_taken` gets what each reply brings; `epoch` says which epoch the miner is in, for the receipts."""
+    """`on_taken` gets what each reply brings; `epoch` says which epoch the miner is in, for the receipts.
+
+    `spec_digest` says which rules the miner goes by now; None: those it joined under.
+    """
 
     def __init__(
         self,
@@ -63,9 +66,10 @@ class Line:
         receipts: ReceiptBook,
         on_taken: Callable[[Taken], None],
         epoch: Callable[[], Epoch],
+        spec_digest: Callable[[], Digest | None] = lambda: None,
     ) -> None:
         self._control, self._runtime, self._desk, self._receipts = control, runtime, desk, receipts
-        self._on_taken, self._epoch = on_taken, epoch
+        self._on_taken, self._epoch, self._spec_digest = on_taken, epoch, spec_digest
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures = 0
@@ -126,7 +130,7 @@ class Line:
 
     async def _call(self, call: Call, membership: Membership, group: asyncio.TaskGroup) -> None:
         timeout_s = membership.spec.routing.heartbeat_s + ANSWER_MARGIN_S
-        reply = await self.ask(call.exchange, membership.spec_digest, timeout_s)
+        reply = await self.ask(call.exchange, self._spec_digest() or membership.spec_digest, timeout_s)
         if isinstance(reply, ExchangeReply):
             self._answered(call, reply, membership)
         elif not isinstance(reply, Refusal):

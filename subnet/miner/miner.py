@@ -25,7 +25,7 @@ from subnet.miner.replica import Replica
 from subnet.miner.snapshots import FolderSnapshots
 from subnet.miner.turn import LOADING, Turn
 from subnet.model.trainer import Trainer
-from subnet.protocol.ids import Epoch, ItemId, Stage
+from subnet.protocol.ids import Digest, Epoch, ItemId, Stage
 from subnet.protocol.messages import Join, Joined, Refusal, Result
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import DataFile, RunSpec
@@ -69,7 +69,7 @@ class Miner:
         self._receipts = ReceiptBook(work_dir / RECEIPTS_FILE)
         self._transfer = Transfer(objects, runtime)
         self._pipeline = Pipeline(runtime, objects, self._turn, self._hand_in, self._give_up, reduction)
-        self._line = Line(control, runtime, self._desk, self._receipts, self._take, self._epoch)
+        self._line = Line(control, runtime, self._desk, self._receipts, self._take, self._epoch, self._rules)
         self._loader: asyncio.Task[None] | None = None
         self._load_failures = 0
         self._group: asyncio.TaskGroup | None = None
@@ -196,6 +196,10 @@ class Miner:
     def _give_up(self, item: ItemId) -> None:
         self._desk.abandon([item])
         self._line.changed()
+
+    def _rules(self) -> Digest | None:
+        replica = self._pipeline.replica
+        return None if replica is None else replica.spec_digest
 
     def _epoch(self) -> Epoch:
         replica = self._pipeline.replica

@@ -209,20 +209,20 @@ class Pipeline:
         )
         async with self._turn.hold(MERGE):
             replica = self._mine(work)
-            anchor, _ = await self._compute(entry, lambda: replica.apply_merge(work.epoch, merged, work.counted))
+            merge = partial(replica.apply_merge, work.epoch, merged, work.counted, work.spec)
+            anchor, _ = await self._compute(entry, merge)
         for target, data in (work.publish_parameters, anchor.parameters), (work.publish_momentum, anchor.momentum):
             if target is not None:
                 await self._store(target, data)
-        return ApplyDone(
-            item=work.item, parameters_digest=anchor.parameters_digest, momentum_digest=anchor.momentum_digest
-        )
+        *_, parameters, momentum = anchor
+        return ApplyDone(item=work.item, parameters_digest=parameters, momentum_digest=momentum)
 
     async def _sync(self, work: SyncWork, entry: _Entry) -> SyncDone:
         anchor = work.parameters, work.momentum
         encoded = await self.fetch_anchor(anchor, entry.deadline)
         async with self._turn.hold(MERGE):
             replica = self._mine(work)
-            await self._compute(entry, lambda: replica.load(work.epoch, anchor, encoded))
+            await self._compute(entry, lambda: replica.load(work.epoch, anchor, encoded, work.spec))
         return SyncDone(item=work.item, parameters_digest=work.parameters.digest)
 
     async def _reveal(self, work: RevealWork, entry: _Entry) -> Result:

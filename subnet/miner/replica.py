@@ -39,10 +39,9 @@ class Replica:
     """A Trainer with a place in the run: what it computes fits the work it is given."""
 
     def __init__(self, spec: RunSpec, stage: Stage, trainer: Trainer, snapshots: Snapshots) -> None:
-        self.spec, self.stage = spec, stage
+        self.spec, self.spec_digest, self.stage = spec, spec.digest(), stage
         self.snapshots = snapshots
         self._worklog = WorkLog(snapshots, spec.audit.segment_steps) if spec.audit.rate else None
-        self.spec_digest = spec.digest()
         self.epoch = Epoch(-1)
         """The epoch whose start parameters training goes on from; -1 before the first `load`."""
         self._trainer = trainer
@@ -111,15 +110,20 @@ class Replica:
         return Told((), (), None, True) if self._worklog is None else self._worklog.told()
 
     def apply_merge(
-        self, epoch: Epoch, merged: Sequence[tuple[int, int, np.ndarray | None]], counted: bool = True
+        self,
+        epoch: Epoch,
+        merged: Sequence[tuple[int, int, np.ndarray | None]],
+        counted: bool = True,
+        spec: RunSpec | None = None,
     ) -> Anchor:
-        """The outer step that ends `epoch`; where it is done already, its result once more."""
+        """The outer step that ends `epoch`; where it is done already, its result once more. `spec`: the next rules."""
         self._forget_unwanted()
         if self._merged is not None and epoch == self.epoch - 1:
             return self._merged
         self._check_epoch(epoch)
         self._merged = self._trainer.apply_merge(merged, counted)
         self.epoch = Epoch(epoch + 1)
+        self._go_by(spec)
         if self._worklog is not None:
             if self._worklog.has_uploaded and counted:
                 self._worklog.applied()
@@ -127,8 +131,14 @@ class Replica:
                 self._worklog.began(self._trainer.training_state())
         return self._merged
 
-    def load(self, epoch: Epoch, anchor: tuple[Source, Source], encoded: tuple[bytes, bytes]) -> None:
-        """Start from an epoch's parameters and momentum."""
+    def load(
+        self,
+        epoch: Epoch,
+        anchor: tuple[Source, Source],
+        encoded: tuple[bytes, bytes],
+        spec: RunSpec | None = None,
+    ) -> None:
+        """Start from an epoch's parameters and momentum, by that epoch's rules."""
         count = self.spec.stages[self.stage].num_params
         vectors = []
         for source, data in zip(anchor, encoded, strict=True):
@@ -136,11 +146,17 @@ class Replica:
                 vectors.append(decode(data, Values.FP32, count))
             except PeerFault as fault:
                 raise PeerFault(fault.code, fault.sentence, source.key) from fault
+        self._go_by(spec)
         self._trainer.load(epoch, *vectors)
         if self._worklog is not None:
             self._worklog.began(self._trainer.training_state())
         self._unwanted.clear()
         self.epoch, self._merged = epoch, None
+
+    def _go_by(self, spec: RunSpec | None) -> None:
+        if spec is not None and (digest := spec.digest()) != self.spec_digest:
+            self.spec, self.spec_digest = spec, digest
+            self._trainer.go_by(spec)
 
     def _check_epoch(self, epoch: Epoch) -> None:
         if epoch != self.epoch:

@@ -53,6 +53,10 @@ class Outer:
         self.theta_P = np.array(theta_P, np.float32)
         self.v_P = np.array(v_P, np.float32)
 
+    def go_by(self, merge: MergeSpec) -> None:
+        """The owner tuned the rules: the next outer step is taken by these."""
+        self._merge = merge
+
     def upload(self, local_P: np.ndarray) -> Upload:
         """The pseudo-gradient of a replica that now stands at `local_P`."""
         values = self._merge.upload_values

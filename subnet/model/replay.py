@@ -65,8 +65,12 @@ class Segment(NamedTuple):
 class Replay(Trainer):
     """A Trainer that can go on from a committed state."""
 
-    def __init__(self, spec: RunSpec, stage: Stage, device: str, batches: Batches) -> None:
-        super().__init__(spec, stage, device, batches)
+    def __init__(
+        self, spec: RunSpec, stage: Stage, device: str, batches: Batches, spec_before: RunSpec | None = None
+    ) -> None:
+        """`spec_before`: the rules of the epoch before, where the owner tuned them since."""
+        super().__init__(spec_before or spec, stage, device, batches)
+        self._rules = spec
 
     def measure(self, segment: Segment) -> AuditFigures:
         """Replay a segment. Raises PeerFault when the log cannot be what was computed, or an input is no tensor."""
@@ -122,7 +126,8 @@ class Replay(Trainer):
         self._uploaded_P = None if segment.applies_after is None else state.parts[0]
 
     def _apply(self, epoch: Epoch) -> np.ndarray:
-        """Go over to the anchor as the miner did; returns where that leads."""
+        """Go over to the anchor as the miner did, and to the epoch's rules; returns where that leads."""
+        self.go_by(self._rules)
         self._outer = Outer(self._spec.merge, epoch, self._anchor.theta_P, self._anchor.v_P)
         self._go_over_to(torch.from_numpy(self._anchor.theta_P).to(self._device))
         return self.local_parameters()

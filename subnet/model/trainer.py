@@ -10,12 +10,11 @@ graph on an older one is dropped when the next is written, and its micro-batch i
 Law of states: between two inner steps (nothing accumulated) `training_state` is everything that decides what later
 passes compute. That is what miners commit and what `model.replay` goes on from on another machine.
 
-At most `graphs_max` graphs are kept, whatever the neighbours do. When all places are taken a forward runs without a
-graph and is computed again for its backward; gradients mostly return in order, so dropping older ones would lose more.
+At most `graphs_max` graphs are kept. When all places are taken a forward runs without a graph and is computed again
+for its backward: gradients mostly return in order, so dropping older ones would lose more.
 
-Law of faults: a pass that fails changes nothing but its own kept graph; no NaN or infinity reaches the accumulator, the
-parameters or the wire. `PeerFault.evidence` says which object was bad: "stage_input", "gradient", or "own" when the
-numbers left the range inside this stage.
+Law of faults: a pass that fails changes nothing but its own kept graph; no NaN or infinity reaches accumulator,
+parameters or wire. `PeerFault.evidence` names the bad object: "stage_input", "gradient", or "own" for this stage's.
 
 Letters: B batch, T tokens, K boundary width, P flat parameters.
 """
@@ -23,6 +22,7 @@ Letters: B batch, T tokens, K boundary width, P flat parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,6 +84,13 @@ class Trainer:
     def accumulated(self) -> int:
         """Micro-batches whose gradient waits for the next inner step."""
         return self._accumulated
+
+    def go_by(self, spec: RunSpec) -> None:
+        """The owner tuned the rules: from here on these hold. Shapes and bytes are the same in all versions."""
+        self._spec = spec
+        self._optimizer.go_by(spec.inner)
+        if self._outer is not None:
+            self._outer.go_by(spec.merge)
 
     def load(self, epoch: Epoch, parameters_P: np.ndarray, momentum_P: np.ndarray) -> None:
         """Start from a stage's epoch-start parameters; everything local is dropped."""
@@ -255,22 +262,18 @@ class Trainer:
         inner = self._spec.inner
         self._gradient_P.div_(self._accumulated)
         self._accumulated = 0
-        norm = float(self._gradient_P.norm())
-        if not np.isfinite(norm):
+        if not np.isfinite(norm := float(self._gradient_P.norm())):
             raise _own_fault(f"the stage's gradient has norm {norm}; it was dropped")
         if norm > inner.clip_norm:
             self._gradient_P.mul_(inner.clip_norm / norm)
         rate = learning_rate(inner, self.epoch, self._step)
-        before_P = self._parameters_P
-        self._write_version(lambda out_P: self._optimizer.step(before_P, self._gradient_P, rate, out_P))
+        self._write_version(partial(self._optimizer.step, self._parameters_P, self._gradient_P, rate))
         self._step += 1
 
     @torch.no_grad()
     def _write_version(self, write: Callable[[Tensor], object]) -> None:
         """The next version takes the place of the one before the present, whose graphs go first."""
-        stale = [micro_batch for micro_batch, kept in self._kept.items() if kept.version < self.param_version]
-        for micro_batch in stale:
-            del self._kept[micro_batch]
+        self._kept = {item: kept for item, kept in self._kept.items() if kept.version == self.param_version}
         write(self._older_P)
         self._parameters_P, self._older_P = self._older_P, self._parameters_P
         self.param_version += 1

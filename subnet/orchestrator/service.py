@@ -104,7 +104,8 @@ class Service:
         self._refusals: dict[Reason, Refused] = {}
         self._group: asyncio.TaskGroup | None = None
         self._status: tuple[int, bytes] = (-1, b"")
-        self._last: JournalRecord | None = None
+        self.newest: JournalRecord | None = None
+        """The last record that this process has written."""
         self._publication = Publication()
         self._said = on_said or (lambda line: logger.info("{}", line))
 
@@ -171,7 +172,7 @@ class Service:
                 envelopes.append(Envelope(sender=pending.sender, at=at, message=pending.message))
             records = await self._journal.append([encode(envelope) for envelope in envelopes])
             for pending, envelope, record in zip(batch, envelopes, records, strict=True):
-                self._last = record
+                self.newest = record
                 decision = self._decide(envelope)
                 self._publication.note(record, envelope.message, live_secret(self.state), finished(self.state))
                 if not pending.done.done():
@@ -229,8 +230,9 @@ class Service:
         if request.run_id != state.spec.run_id:
             said = f"this orchestrator hosts {state.spec.run_id}, not {request.run_id}"
             return await self.refuse(Refused(reason=Reason.WRONG_RUN, claimed=sender, sentence=said[:300]))
-        if request.spec_digest != state.spec_digest and not (isinstance(message, Join) and request.spec_digest is None):
-            said = f"the run's RunSpec has digest {state.spec_digest}"
+        joins = isinstance(message, Join) and request.spec_digest is None
+        if not joins and request.spec_digest not in state.digests:
+            said = f"the run's RunSpec has digest {state.digests[-1]}"
             return await self.refuse(Refused(reason=Reason.WRONG_SPEC, claimed=sender, sentence=said))
         if not is_known(state, sender):
             said = "this hotkey is not registered on the subnet"
@@ -286,10 +288,10 @@ class Service:
 
     def status(self) -> bytes:
         """The public view, made anew when the journal has grown."""
-        index = self._last.index if self._last is not None else -1
+        index = self.newest.index if self.newest is not None else -1
         if self._status[0] != index:
             view = status(self.state)
             view["orchestrator"] = self._hotkey
-            view["journal"] = {"index": index, "head": self._last.head if self._last else ""}
+            view["journal"] = {"index": index, "head": self.newest.head if self.newest else ""}
             self._status = (index, msgspec.json.encode(view))
         return self._status[1]

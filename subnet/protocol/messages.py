@@ -137,6 +137,8 @@ class ApplyWork(Struct, frozen=True, kw_only=True, tag="apply"):
     publish_parameters: Target | None
     publish_momentum: Target | None
     deadline_s: float
+    spec: RunSpec | None = None
+    """The rules of the next epoch, where the owner has tuned them: they hold from this step on."""
 
 
 class SyncWork(Struct, frozen=True, kw_only=True, tag="sync"):
@@ -149,6 +151,8 @@ class SyncWork(Struct, frozen=True, kw_only=True, tag="sync"):
     parameters: Source
     momentum: Source
     deadline_s: float
+    spec: RunSpec | None = None
+    """The rules of that epoch; None where the run has had no others."""
 
 
 class RevealWork(Struct, frozen=True, kw_only=True, tag="reveal"):
@@ -345,6 +349,8 @@ class WeightsSet(Struct, frozen=True, kw_only=True, tag="weights-set"):
     block: int
     """Where the chain took them; 0: it did not."""
     sentence: ShortText
+    dropped: Annotated[tuple[int, ...], Meta(max_length=4096)] = ()
+    """uids whose hotkey on the chain is another one than at that record: their share was told to nobody."""
 
 
 Message = Join | Exchange | Evaluated | Review | WeightsSet
@@ -447,6 +453,10 @@ class AuditWork(Struct, frozen=True, kw_only=True):
     """The pseudo-gradient, for the last segment."""
     passes: tuple[AuditPass, ...]
     deadline_s: float
+    spec: RunSpec | None = None
+    """The rules that the epoch was trained by; None where the run has had no others."""
+    spec_before: RunSpec | None = None
+    """Those of the epoch before, where they were others: by them went what comes before the merge was applied."""
 
 
 class EvaluateWork(Struct, frozen=True, kw_only=True):
@@ -534,6 +544,28 @@ class ChainSeen(Struct, frozen=True, kw_only=True, tag="chain-seen"):
     neurons: tuple[Neuron, ...]
     closes: Epoch | None = None
     """The block is the first one after every stage had closed this epoch: its hash draws that epoch's audits."""
+    tempo: int = 0
+    """Blocks between two chain epochs."""
+    hyperparameters: dict[str, float | int | bool] = {}
+    """On-chain ones, by btcli's names, in the order of their names."""
+
+
+class Tuned(Struct, frozen=True, kw_only=True, tag="tuned"):
+    """The owner changed the rules: each stage takes them over with its next epoch."""
+
+    spec: RunSpec
+
+
+class Anchored(Struct, frozen=True, kw_only=True, tag="anchored"):
+    """The owner's commitment on chain names a head of this journal: nobody can exchange what lies before it."""
+
+    epoch: Annotated[int, Meta(ge=0)]
+    """How many epochs every stage had closed."""
+    index: Annotated[int, Meta(ge=0)]
+    """The record after which the journal had that head."""
+    head: Hex64
+    block: Annotated[int, Meta(ge=0)]
+    """Which block holds the commitment."""
 
 
 class SecretDrawn(Struct, frozen=True, kw_only=True, tag="secret-drawn"):
@@ -575,7 +607,17 @@ class Refused(Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 OwnRecord = (
-    RunOpened | RunResumed | Registered | ChainSeen | SecretDrawn | Tick | ShardRecomputed | ObjectChecked | Refused
+    RunOpened
+    | RunResumed
+    | Registered
+    | ChainSeen
+    | SecretDrawn
+    | Tick
+    | ShardRecomputed
+    | ObjectChecked
+    | Refused
+    | Tuned
+    | Anchored
 )
 
 

@@ -62,6 +62,14 @@ class Reason(StrEnum):
     NO_COUNTED_WORK = "no-counted-work"
     EXPIRED = "expired"
     PAID = "paid"
+    # the chain
+    NO_PERMIT = "no-permit"
+    NO_FUNDS = "no-funds"
+    NO_WEIGHTS = "no-weights"
+    CHAIN_REFUSED = "chain-refused"
+    CHAIN_AWAY = "chain-away"
+    CHAIN_EPOCH_MISSED = "chain-epoch-missed"
+    DEREGISTERED = "deregistered"
 
 
 REMEDY: dict[Reason, str] = {
@@ -108,5 +116,12 @@ REMEDY: dict[Reason, str] = {
     Reason.NO_COUNTED_WORK: "wait until an epoch with your work has closed and its audits are settled",
     Reason.EXPIRED: "go on working: credit older than the score window pays no more",
     Reason.PAID: "nothing to do",
+    Reason.NO_PERMIT: "stake more to this hotkey: btcli stake add; permits are given anew at each chain epoch",
+    Reason.NO_FUNDS: "put more TAO on the coldkey",
+    Reason.NO_WEIGHTS: "none needed: the weights before stand until there is work to pay for",
+    Reason.CHAIN_REFUSED: "read what the chain says; it is tried again",
+    Reason.CHAIN_AWAY: "none needed: training goes on, and weights follow when the chain answers; see --network",
+    Reason.CHAIN_EPOCH_MISSED: "keep the validator running; the chain paid by the weights before meanwhile",
+    Reason.DEREGISTERED: "register again: btcli subnet register; its credit of before pays while it is not too old",
     Reason.SILENT: "keep the exchange open: heartbeats stopped; join again to continue with your credit",
 }

@@ -207,7 +207,8 @@ class ScoreSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole agreement of one run."""
 
-    version: int = 1
+    version: Positive = 1
+    """1 as the run began; one more each time the owner tuned it (`protocol.tuning`)."""
     run_id: RunId
     seed: Count
     model: ModelSpec

@@ -148,9 +148,8 @@ class World:
         miner = self.miners.setdefault(hotkey, Participant(hotkey, self._folder / name))
         assert miner.task is None or miner.task.done(), f"{name} runs already"
         if hotkey not in self.state.registered:
-            assert self._service is not None
             self.ledger.register(hotkey)
-            await self._service.submit(m.Registered(hotkeys=tuple(self.miners)))
+            await self.service.submit(m.Registered(hotkeys=tuple(self.miners)))
         miner.starts += 1
 
         def build(spec: RunSpec, stage: Stage) -> Trainer:
@@ -215,10 +214,15 @@ class World:
     # ---- what happened -----------------------------------------------------------------------------------------------
 
     @property
-    def state(self) -> State:
-        """The live state of the orchestrator that is up, or that was up last."""
+    def service(self) -> Service:
+        """The orchestrator that is up, or that was up last."""
         assert self._service is not None, "enter the world first"
-        return self._service.state
+        return self._service
+
+    @property
+    def state(self) -> State:
+        """Its live state."""
+        return self.service.state
 
     def envelopes(self) -> list[m.Envelope]:
         """The journal so far."""

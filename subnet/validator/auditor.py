@@ -147,7 +147,9 @@ class Auditor:
             end=_shown(state(data.end, work.ends)),
             upload_P=upload_P,
         )
-        return Replay(self._spec, work.stage, self._device, self._batches).measure(segment)
+        rules = work.spec or self._spec
+        before = rules if work.applies_after is None else work.spec_before
+        return Replay(rules, work.stage, self._device, self._batches, before).measure(segment)
 
 
 def _shown(state: TrainingState | None) -> TrainingState:

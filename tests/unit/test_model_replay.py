@@ -24,6 +24,7 @@ from subnet.model.initial import initial_parameters
 from subnet.model.replay import Replay, ReplayPass, Segment
 from subnet.model.trainer import Trainer
 from subnet.model.training_state import TrainingState
+from subnet.protocol import tuning
 from subnet.protocol.ids import Digest, Epoch, ItemId, MicroBatchId, Pass, RunId, Stage, Values
 from subnet.protocol.keys import ObjectKey
 from subnet.protocol.messages import AuditFigures, Commitment, PassWork, Source, Target
@@ -52,8 +53,10 @@ def make_spec(values: Values, reset: bool) -> RunSpec:
 class Miner:
     """One replica over two epochs, and all that a validator would be given of it."""
 
-    def __init__(self, stage: int, values: Values, reset: bool) -> None:
+    def __init__(self, stage: int, values: Values, reset: bool, rules: str = "") -> None:
+        """`rules`: what the owner tunes for the second epoch."""
         self.spec, self.stage = make_spec(values, reset), Stage(stage)
+        self.tuned = tuning.tuned(self.spec, tuning.parse(rules.encode()), 2) if rules else self.spec
         self.batches = Batches(TOKENS, self.spec.seed, 2, 16)
         self.snapshots = MemorySnapshots()
         trainer = Trainer(self.spec, self.stage, "cpu", self.batches)
@@ -68,7 +71,7 @@ class Miner:
         self.train(7)
         upload_P = self.close(Epoch(0), anchor_P)
         self.train(2)
-        merged = self.replica.apply_merge(Epoch(0), [(0, len(upload_P), upload_P)])
+        merged = self.replica.apply_merge(Epoch(0), [(0, len(upload_P), upload_P)], spec=self.tuned)
         self.train(6)
         self.close(Epoch(1), compression.decode(merged.parameters, Values.FP32, len(anchor_P)))
 
@@ -133,13 +136,16 @@ class Miner:
         vectors = tuple(compression.decode(part, Values.FP32, count) for part in parts)
         return TrainingState(one.version, one.step, one.optimizer_steps, vectors)
 
-    def measure(self, segment: Segment) -> AuditFigures:
-        return Replay(self.spec, self.stage, "cpu", self.batches).measure(segment)
+    def measure(self, segment: Segment, before: RunSpec | None = None) -> AuditFigures:
+        """By the rules of its epoch, and by `before` (those of the one before) as long as the merge is to come."""
+        rules = self.tuned if segment.epoch else self.spec
+        before = (before or self.spec) if segment.applies_after is not None else rules
+        return Replay(rules, self.stage, "cpu", self.batches, before).measure(segment)
 
 
 @cache
-def miner(stage: int, values: Values = Values.FP32, reset: bool = True) -> Miner:
-    return Miner(stage, values, reset)
+def miner(stage: int, values: Values = Values.FP32, reset: bool = True, rules: str = "") -> Miner:
+    return Miner(stage, values, reset, rules)
 
 
 def with_part(state: TrainingState, part: int, factor: float) -> TrainingState:
@@ -165,6 +171,21 @@ def test_an_honest_segment_is_repeated_to_the_last_bit(stage: int, values: Value
         compared = [p for p in segment.passes if p.output is not None or p.loss is not None]
         outputs = sum((p.output is not None) + (p.loss is not None) for p in compared)
         assert figures == AuditFigures(outputs=outputs)
+
+
+def test_the_owner_tuned_the_rules_between_two_epochs() -> None:
+    """1b. Another learning rate, clipping and weight decay from the second epoch on: what came after the upload and
+    before the merge was applied was still stepped by the old rules, the rest by the new ones, to the last bit. By the
+    wrong rules the replay shows a difference, so a miner that ignores the owner is found."""
+    rules = "[inner]\nlr_peak = 0.02\nlr_final = 0.02\nclip_norm = 0.5\nweight_decay = 0.1"
+    played = miner(1, reset=False, rules=rules)
+    assert played.replica.spec_digest == played.tuned.digest() != played.spec.digest()
+    for segment in played.segments:
+        assert played.measure(segment).state == 0.0
+        other = played.spec if segment.epoch else played.tuned
+        assert Replay(other, played.stage, "cpu", played.batches).measure(segment).state > 0.01
+    over = next(segment for segment in played.segments if segment.applies_after)
+    assert played.measure(over, before=played.tuned).state > 0.0
 
 
 def test_one_validator_replays_many() -> None:

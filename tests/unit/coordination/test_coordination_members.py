@@ -51,7 +51,7 @@ def test_a_hotkey_that_left_the_subnet(worlds: Worlds) -> None:
     credit = world.credit("a")
     world.register("b")
     assert not world.miner("a").live and not world.miner("a").offers and world.credit("a") == credit
-    assert refused(world.exchange("a")) is Reason.NOT_REGISTERED
+    assert refused(world.exchange("a")) is Reason.DEREGISTERED
     world.exchange("b", free=4)
     assert work.micro_batch in [w.micro_batch for w in world.players["b"].works(Pass.LOSS)]
     world.register("a", "b")

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from subnet.coordination import machine
 from subnet.coordination.state import State
 from subnet.protocol import messages as m
+from subnet.protocol import tuning
 from subnet.protocol.ids import Hotkey, ItemId, MicroBatchId, Pass
 from subnet.protocol.reasons import Reason
 
@@ -219,6 +220,13 @@ class Chaos(RuleBasedStateMachine):
         if lose:
             self.world.errands.clear()
         self.world.own(m.RunResumed(target_epochs=2))
+
+    @rule(num_microbatches_min=st.integers(1, 6), quorum=st.sampled_from([0.25, 1.0]))
+    def tune(self, num_microbatches_min: int, quorum: float) -> None:
+        """The owner changes the rules at any moment."""
+        versions = self.world.state.versions
+        asked = tuning.Tuning(merge=tuning.Merge(num_microbatches_min=num_microbatches_min, quorum=quorum))
+        self.world.own(m.Tuned(spec=tuning.tuned(versions[0], asked, versions[-1].version + 1)))
 
     @rule(first=st.integers(0, 6), count=st.integers(3, 7))
     def registrations(self, first: int, count: int) -> None:

@@ -89,7 +89,7 @@ async def test_strangers_and_former_members(host: Host) -> None:
     asked.append(await run.ask("one", EXCHANGE))
     await run.service.submit(m.Registered(hotkeys=("two",)))
     asked.append(await run.ask("one", msgspec.structs.replace(EXCHANGE, session="s2")))
-    reasons = [Reason.NOT_REGISTERED, Reason.NOT_JOINED, Reason.NOT_ALLOWED, Reason.OLD_SESSION, Reason.NOT_REGISTERED]
+    reasons = [Reason.NOT_REGISTERED, Reason.NOT_JOINED, Reason.NOT_ALLOWED, Reason.OLD_SESSION, Reason.DEREGISTERED]
     assert [reply.notice.reason for reply in asked] == reasons
     assert [reply.receipt is not None for reply in asked] == [False, True, True, True, True]
     assert not run.state.evaluations and run.folded() == run.state_bytes()

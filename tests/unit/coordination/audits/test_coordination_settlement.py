@@ -179,7 +179,7 @@ def test_a_uid_changes_hands(courts: Courts) -> None:
     court.see(new=uid)
     assert court.state.pay.chain.uids[Hotkey("new")] == uid and Hotkey("a") not in court.state.pay.chain.uids
     assert weights(court) == {court.uids["b"]: 1.0}
-    assert any(f"uid {uid} went from a to new" in said for said in court.world.said)
+    assert any(f"a lost its place: uid {uid} is new's now" in said for said in court.world.said)
     assert not court.world.miner("a").live and Hotkey("new") in court.state.registered
     payslip = sheet(court.state).payslip(Hotkey("a"))
     assert payslip.score > 0 and payslip.weight == 0.0 and payslip.reason is Reason.NO_UID

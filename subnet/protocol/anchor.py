@@ -31,7 +31,7 @@ class Anchor(NamedTuple):
     urls: tuple[str, ...]
     """Of the orchestrator, most preferred first; without a slash at the end."""
     epoch: Epoch
-    """The last one that every stage had closed."""
+    """How many epochs every stage had closed: 0 when the run began."""
     head: Digest
     """Of the journal then."""
 

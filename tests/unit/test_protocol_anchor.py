@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subnet.chain.anchor import ANCHOR_MAX_BYTES, Anchor, check_urls, decode, encode
 from subnet.errors import ConfigError
+from subnet.protocol.anchor import ANCHOR_MAX_BYTES, Anchor, check_urls, decode, encode
 from subnet.protocol.ids import Digest, Epoch
 
 HEAD = Digest("00ff" * 16)
