@@ -173,7 +173,8 @@ def _turn_epoch(
         effects.append(DropEpoch(dropped))
         for audit in [a for a in state.pay.audits.values() if a.epoch <= dropped]:
             said = "it was not settled before the epoch's objects went"
-            (verdicts.not_shown if audit.step == "reveal" else verdicts.unreadable)(state, audit, said)
+            withheld = audit.step == "reveal" and (at >= audit.deadline or not audit.late)
+            (verdicts.not_shown if withheld else verdicts.unreadable)(state, audit, said)
         dossiers.drop_old(state)
     return effects
 

@@ -52,6 +52,8 @@ class Audit(Struct):
     segment: int
     block_hash: str
     """The draws' secret."""
+    late: bool
+    """Whether it was drawn so late, after the chain had been away, that there may not be time enough to show it."""
     opened_at: float
     deadline: float
     """Of the current step."""

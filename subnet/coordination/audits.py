@@ -77,8 +77,8 @@ def _draw(state: State, epoch: Epoch, block_hash: str, at: float) -> list[Effect
     state.pay.drawn = epoch
     drawn = []
     dossiers.note_unlogged(state, epoch)
-    if epoch < min(stage.epoch for stage in state.stages) - dossiers.KEPT_EPOCHS:
-        # the chain was away for so long that states and objects are gone: nobody's fault, so the work is paid
+    if epoch <= min(stage.epoch for stage in state.stages) - dossiers.KEPT_EPOCHS:
+        # the chain was away for so long that states and objects are gone, or soon: nobody's fault, so the work is paid
         said = f"no block came in time to draw the audits of epoch {epoch}: what is in its logs is paid unaudited"
         state.incident(Reason.CHAIN_AWAY, said)
         return [Say(said)]
@@ -117,6 +117,7 @@ def _open(state: State, epoch: Epoch, hotkey: Hotkey, dossier: Dossier, block_ha
         epoch=epoch,
         segment=0,
         block_hash=block_hash,
+        late=epoch + 1 < min(stage.epoch for stage in state.stages),
         opened_at=at,
         deadline=at + state.spec.audit.reveal_deadline_s,
     )
