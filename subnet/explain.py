@@ -25,10 +25,12 @@ from rich.console import Console
 
 from subnet import config
 from subnet.config import Config, JournalFile, OrchestratorUrl
+from subnet.coordination.machine import Decision
 from subnet.coordination.settlement import sheet
 from subnet.errors import ConfigError, PeerFault, Unavailable
 from subnet.localnet.folder import Participants
 from subnet.protocol.ids import Hotkey
+from subnet.protocol.messages import Envelope
 from subnet.runtime import Runtime, SystemRuntime
 from subnet.storage.journal_files import open_journal
 from subnet.transport.base import JournalReader
@@ -36,6 +38,7 @@ from subnet.transport.http_client import read_status
 from subnet.validator.account import Fates, account, known_hotkeys
 from subnet.validator.explanation import Source, everybody, explanation
 from subnet.validator.follower import Follower
+from subnet.validator.history import History
 from subnet.verify import Patient
 
 PROGRAM = "python -m subnet.explain"
@@ -86,8 +89,13 @@ async def explain(settings: ExplainConfig, runtime: Runtime, console: Console) -
     else:
         await _is_there(settings.orchestrator)
         reader, field, names = Patient(settings.orchestrator, runtime), "--orchestrator", {}
-    fates = Fates()
-    follower = Follower(reader, fates.note)
+    fates, history = Fates(), History()
+
+    def watch(index: int, envelope: Envelope, decision: Decision | None) -> None:
+        fates.note(index, envelope, decision)
+        history.note(index, envelope)
+
+    follower = Follower(reader, watch)
     try:
         await follower.catch_up()
         state = follower.run
@@ -97,14 +105,15 @@ async def explain(settings: ExplainConfig, runtime: Runtime, console: Console) -
     finally:
         await reader.close()
     now, source = sheet(state), Source(follower.index, follower.journal_index, state.pay.chain.block)
+    known = known_hotkeys(state, history)
     if settings.all:
-        accounts = [account(state, now, fates, hotkey) for hotkey in known_hotkeys(state)]
+        accounts = [account(state, now, fates, history, hotkey) for hotkey in known]
         letters_max = SHORT_LETTERS if console.is_terminal else PIPED_WIDTH
         for part in everybody(accounts, now, names, source, letters_max):
             console.print(part)
         return
-    hotkey = find(settings.hotkey, known_hotkeys(state), names, source.sealed)
-    for part in explanation(account(state, now, fates, hotkey), now, names, source):
+    hotkey = find(settings.hotkey, known, names, source.sealed)
+    for part in explanation(account(state, now, fates, history, hotkey), now, history, names, source):
         console.print(part, soft_wrap=not console.is_terminal)
 
 

@@ -3,9 +3,11 @@
     --orchestrator URL            the journal an orchestrator publishes; --save FILE keeps what it showed
     --journal FILE                a saved journal, or an orchestrator's journal.sqlite
     --receipts DIR                the folder of a miner's receipts.jsonl, to compare with either
+    --network N --netuid N        the chain: what is anchored there, the weights that stand, the blocks that drew audits
+    --anchors DIR                 the work folder of a validator, which keeps the anchors that it saw
 
 Exit codes: 0 all checks hold, 1 one does not, 2 the operator must act (one line says how). A journal whose end was cut
-off looks whole: compare the head that is printed with one kept elsewhere (a receipt, another reader's, the chain's).
+off looks whole by itself: the owner's commitment on chain tells, or the head of a receipt or of another reader.
 """
 
 from __future__ import annotations
@@ -14,30 +16,28 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 from msgspec import Meta, Raw
 
 from subnet import config
-from subnet.config import Config, JournalFile, OrchestratorUrl
-from subnet.coordination import invariants
-from subnet.coordination.answers import Answers
-from subnet.coordination.machine import Decision
-from subnet.coordination.state import State
+from subnet.chain.base import Chain
+from subnet.chain.subtensor import SubtensorChain
+from subnet.config import Config, JournalFile, Netuid, Network, OrchestratorUrl
 from subnet.errors import ConfigError, PeerFault, Unavailable
 from subnet.miner.proofs import Proofs
-from subnet.miner.receipts import RECEIPTS_FILE, ReceiptLine, load_receipts
-from subnet.protocol.messages import Envelope
+from subnet.miner.receipts import RECEIPTS_FILE, load_receipts
 from subnet.protocol.public import PublicPage, PublicRecord
-from subnet.protocol.reasons import Reason
 from subnet.runtime import Runtime, SystemRuntime
 from subnet.storage.journal_files import as_line, open_journal
 from subnet.transport.base import JournalReader
 from subnet.transport.http_client import HttpJournalReader, HttpSession, read_status
 from subnet.validator import public_view
+from subnet.validator.anchors import ANCHORS_FILE, Anchors, load_anchors
+from subnet.validator.checks import Check, table
 from subnet.validator.follower import Follower
-from subnet.validator.weight_reports import WeightReports
+from subnet.validator.verification import Verification
 
 PROGRAM = "python -m subnet.verify"
 TRIES = 30
@@ -45,6 +45,7 @@ TRIES = 30
 WAIT_S = 1.0
 VIEWS = 5
 """Tries to read the status page and the journal up to the same record."""
+CHAIN_PATIENCE_S = 10.0
 
 
 class VerifyConfig(Config, frozen=True, kw_only=True):
@@ -56,93 +57,20 @@ class VerifyConfig(Config, frozen=True, kw_only=True):
         str, Meta(description="folder of a miner's receipts.jsonl to compare with it", extra={"metavar": "DIR"})
     ] = ""
     save: Annotated[str, Meta(description="keep the public journal in this file", extra={"metavar": "FILE"})] = ""
+    network: Network = ""
+    netuid: Netuid = -1
+    anchors: Annotated[
+        str, Meta(description="work folder of a validator, whose anchors.jsonl to compare", extra={"metavar": "DIR"})
+    ] = ""
 
     def __post_init__(self) -> None:
         if not (self.orchestrator or self.journal):
             raise ConfigError("--orchestrator", "is missing", "name an orchestrator, or a file with --journal")
         if self.save and self.journal:
             raise ConfigError("--save", "a journal in a file is saved already", "leave out one of --save and --journal")
-
-
-# ---- what is checked -------------------------------------------------------------------------------------------------
-
-
-class Check(NamedTuple):
-    """One row of the answer."""
-
-    name: str
-    holds: bool | None
-    """None: there was nothing to compare with."""
-    sentence: str
-
-
-class Verification:
-    """Follows one journal to its end and collects what is wrong."""
-
-    def __init__(self, reader: JournalReader, receipts: Sequence[ReceiptLine] | None = None) -> None:
-        self.follower = Follower(reader, self._watch)
-        self._reader, self._answers, self._reports = reader, Answers(), WeightReports()
-        self._proofs = None if receipts is None else Proofs(receipts)
-
-    async def run(self) -> list[Check]:
-        """Read all there is. A journal that breaks ends it: what follows from its records is worth nothing then."""
-        follower = self.follower
-        try:
-            await follower.catch_up()
-            state = follower.run
-            checks = [Check("journal", True, self._extent()), self._own_records(), _sound(state), await self._weights()]
-        except PeerFault as fault:
-            return [Check("journal", False, f"{fault}; the records before it hold")]
-        if self._proofs is not None:
-            self._proofs.note_sealed(follower.sealed())
-            said = self._proofs.result(follower.journal_index, state)
-            checks.append(Check("receipts", self._proofs.difference is None, said))
-        return checks
-
-    def _watch(self, index: int, envelope: Envelope, decision: Decision | None) -> None:
-        self._answers.note(index, envelope, decision)
-        self._reports.note(index, envelope, decision)
-        if self._proofs is not None:
-            self._proofs.note(index, self.follower.head, envelope, decision)
-
-    def _extent(self) -> str:
-        follower = self.follower
-        said = f"{follower.index + 1} records chained and recomputed, head {follower.head}"
-        if not follower.caught_up:
-            said += f"; {follower.journal_index - follower.index} more are sealed: heads only"
-        return said
-
-    def _own_records(self) -> Check:
-        answers = self._answers
-        said = f"{answers.count} answers of the orchestrator, each to a question of the rules"
-        return Check("own records", answers.difference is None, answers.difference or said)
-
-    async def _weights(self) -> Check:
-        reports, name = self._reports, "weights"
-        if reports.count:
-            again = Follower(self._reader, lambda index, *_: reports.compare(index, again.head, again.run))
-            await again.catch_up()
-        elif reports.difference is None:
-            return Check(name, None, "no validator has reported any")
-        said = f"{reports.count} settings of {len(reports.validators)} validators, all equal to the recomputed ones"
-        return Check(name, reports.difference is None, reports.difference or said)
-
-
-def _sound(state: State) -> Check:
-    first = next(invariants.broken(state), None)
-    hotkeys = {hotkey for credits in state.ledger.epochs.values() for hotkey in credits}
-    said = f"{state.completed} micro-batches, {len(hotkeys)} hotkeys with credit, stages at epochs "
-    said += ", ".join(str(stage.epoch) for stage in state.stages)
-    if strange := state.outcomes.get(f"rejected/{Reason.NEVER_GIVEN}", 0):
-        said += f"; {strange} results for work that the draws gave to nobody"
-    return Check("state", first is None, first or said)
-
-
-def table(checks: Sequence[Check]) -> str:
-    """For the terminal: one line per check."""
-    words = {True: "OK", False: "FAIL", None: "-"}
-    width = max(len(check.name) for check in checks)
-    return "\n".join(f"{check.name:<{width}}  {words[check.holds]:<4}  {check.sentence}" for check in checks)
+        if self.netuid >= 0 and not self.network:
+            remedy = f"name the chain of subnet {self.netuid}: finney, test, or a node's ws:// URL"
+            raise ConfigError("--network", "is missing", remedy)
 
 
 # ---- an orchestrator's journal ---------------------------------------------------------------------------------------
@@ -198,13 +126,36 @@ class Saving:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-async def verify(settings: VerifyConfig, runtime: Runtime) -> list[Check]:
-    """All checks there is something for. Raises ConfigError."""
-    receipts = _receipts(settings.receipts)
+async def verify(settings: VerifyConfig, runtime: Runtime, chain: Chain | None = None) -> list[Check]:
+    """All checks there is something for; `chain` stands in for the one that the settings name. Raises ConfigError."""
+    receipts, seen = _receipts(settings.receipts), _anchors(settings.anchors)
+    if chain is None and settings.netuid >= 0:
+        chain = SubtensorChain(settings.network, settings.netuid, None, runtime, patience_s=CHAIN_PATIENCE_S)
+    try:
+        if isinstance(chain, SubtensorChain):
+            await chain.check()
+        checks = await _read(settings, runtime, receipts, chain, seen)
+    except Unavailable as error:
+        raise ConfigError("--network", str(error), "name a node that is up, or leave out --netuid") from None
+    finally:
+        if chain is not None:
+            await chain.close()
+    if settings.network and chain is None:
+        checks.append(Check("chain", None, f"not compared with {settings.network}: give --netuid too"))
+    return checks
+
+
+async def _read(
+    settings: VerifyConfig,
+    runtime: Runtime,
+    receipts: Proofs | None,
+    chain: Chain | None,
+    seen: Anchors | None,
+) -> list[Check]:
     if settings.journal:
         file = open_journal(settings.journal)
         try:
-            return await Verification(file, receipts).run()
+            return await Verification(file, receipts, chain, seen).run()
         finally:
             await file.close()
     url = settings.orchestrator
@@ -213,7 +164,7 @@ async def verify(settings: VerifyConfig, runtime: Runtime) -> list[Check]:
     if settings.save:
         reader = _saving(reader, settings.save)
     try:
-        verification = Verification(reader, receipts)
+        verification = Verification(reader, receipts, chain, seen)
         checks = await verification.run()
         if verification.follower.caught_up and verification.follower.broken is None:
             checks.append(await _public_view(url, verification.follower))
@@ -251,7 +202,7 @@ def _saving(reader: JournalReader, path: str) -> Saving:
         raise ConfigError("--save", f"{path}: {error.strerror}", "name a file that can be written") from None
 
 
-def _receipts(folder: str) -> list[ReceiptLine] | None:
+def _receipts(folder: str) -> Proofs | None:
     if not folder:
         return None
     path, remedy = Path(folder).expanduser() / RECEIPTS_FILE, f"name a folder with a miner's {RECEIPTS_FILE}"
@@ -261,7 +212,20 @@ def _receipts(folder: str) -> list[ReceiptLine] | None:
         raise ConfigError("--receipts", f"{path}: {error}", remedy) from None
     if not lines:
         raise ConfigError("--receipts", f"{path} holds no receipt", remedy)
-    return lines
+    return Proofs(lines)
+
+
+def _anchors(folder: str) -> Anchors | None:
+    if not folder:
+        return None
+    path, remedy = Path(folder).expanduser() / ANCHORS_FILE, f"name a validator's work folder, with {ANCHORS_FILE}"
+    try:
+        found = load_anchors(path)
+    except OSError as error:
+        raise ConfigError("--anchors", f"{path}: {error.strerror}", remedy) from None
+    if not found.seen:
+        raise ConfigError("--anchors", f"{path} holds no anchor", remedy)
+    return found
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,10 +19,11 @@ from subnet.coordination.notices import notice_for
 from subnet.coordination.settlement import Sheet
 from subnet.coordination.state import State
 from subnet.protocol.ids import Hotkey, Pass
-from subnet.protocol.messages import Envelope, ExchangeReply, Notice, Refusal, Refused
+from subnet.protocol.messages import Envelope, ExchangeReply, Notice, Refusal, Refused, Review, WeightsSet
 from subnet.protocol.reasons import Reason
 from subnet.scoring.emission import Payslip, window
 from subnet.scoring.ledger import Credit, work_units
+from subnet.validator.history import History
 
 
 class Fate(Struct):
@@ -42,12 +43,15 @@ class Fates:
     def __init__(self) -> None:
         self.applied: dict[Hotkey, int] = {}
         self._fates: dict[Hotkey, dict[tuple[str, Reason], Fate]] = {}
+        self._unpermitted: set[Hotkey] = set()
 
     def note(self, index: int, envelope: Envelope, decision: Decision | None) -> None:
         message, reply = envelope.message, decision.reply if decision is not None else None
         if isinstance(message, Refused):
             self._count(Hotkey(message.claimed), "refused at the door", message.reason, message.sentence, message.times)
         elif isinstance(reply, Refusal):
+            if isinstance(message, Review | WeightsSet):
+                self._unpermitted.add(envelope.sender)
             self._count(envelope.sender, "refused", reply.notice.reason, reply.notice.sentence)
         elif isinstance(reply, ExchangeReply):
             for verdict in reply.verdicts:
@@ -55,6 +59,10 @@ class Fates:
                     self.applied[envelope.sender] = self.applied.get(envelope.sender, 0) + 1
                 else:
                     self._count(envelope.sender, verdict.outcome, verdict.reason, verdict.sentence)
+
+    def refused_as_validator(self, hotkey: Hotkey) -> bool:
+        """Whether it wanted to validate and might not."""
+        return hotkey in self._unpermitted
 
     def of(self, hotkey: Hotkey) -> list[Fate]:
         """Most frequent first."""
@@ -110,7 +118,7 @@ class Account(NamedTuple):
     told: tuple[Told, ...]
 
 
-def account(state: State, sheet: Sheet, fates: Fates, hotkey: Hotkey) -> Account:
+def account(state: State, sheet: Sheet, fates: Fates, history: History, hotkey: Hotkey) -> Account:
     """Of any hotkey, known to the run or not."""
     slip, miner = sheet.payslip(hotkey), state.miners.get(hotkey)
     return Account(
@@ -118,7 +126,7 @@ def account(state: State, sheet: Sheet, fates: Fates, hotkey: Hotkey) -> Account
         parts=tuple(_parts(state, sheet, slip)),
         stage=miner.stage if miner is not None else None,
         prices=_prices(state, miner.stage) if miner is not None else {},
-        now=_now(state, hotkey),
+        now=_now(state, fates, history, hotkey),
         standing=state.pay.standing.get(hotkey, Standing()),
         open_audits=sum(audit.hotkey == hotkey for audit in state.pay.audits.values()),
         applied=fates.applied.get(hotkey, 0),
@@ -155,11 +163,17 @@ def _parts(state: State, sheet: Sheet, slip: Payslip) -> Iterator[Part]:
         )
 
 
-def _now(state: State, hotkey: Hotkey) -> Notice:
+def _now(state: State, fates: Fates, history: History, hotkey: Hotkey) -> Notice:
+    if (lost := history.lost_uid(hotkey, state.pay.chain.uids)) is not None:
+        return lost
     if hotkey in state.miners:
         return notice_for(state, hotkey)
     if hotkey in audits.validators(state):
         return notice(Reason.OK, "it validates: the chain pays it dividends for its stake, not for work")
+    if (lost := history.lost_permit(hotkey)) is not None:
+        return lost
+    if fates.refused_as_validator(hotkey):
+        return notice(Reason.NO_PERMIT, "it asked for audits and has no validator permit yet")
     if hotkey in state.registered:
         return notice(Reason.NOT_JOINED, "it is registered and has not joined the run")
     return notice(Reason.NOT_REGISTERED, "the run does not know this hotkey")
@@ -172,7 +186,8 @@ def _told(state: State, uid: int | None) -> Iterator[Told]:
         yield Told(validator, weight, report.index, report.block, report.sentence)
 
 
-def known_hotkeys(state: State) -> list[Hotkey]:
-    """Everybody the journal names: who worked, joined, is registered, or has a uid."""
+def known_hotkeys(state: State, history: History) -> list[Hotkey]:
+    """Everybody the journal names: who worked, joined, is registered, or has a uid or had one."""
     worked = {hotkey for credits in state.ledger.epochs.values() for hotkey in credits}
-    return sorted({*worked, *state.miners, *state.registered, *state.pay.chain.uids, *state.pay.standing})
+    held = {*state.pay.chain.uids, *history.holders.everybody()}
+    return sorted({*worked, *state.miners, *state.registered, *held, *state.pay.standing})

@@ -20,7 +20,8 @@ from rich.text import Text
 from subnet.coordination.settlement import Sheet
 from subnet.protocol.reasons import REMEDY, Reason
 from subnet.scoring.ledger import Credit
-from subnet.validator.account import Account, Part
+from subnet.validator.account import Account, Part, Told
+from subnet.validator.history import History
 
 DONE = ("nothing to do", "none needed")
 """How remedies begin that ask for nothing."""
@@ -49,7 +50,9 @@ class Source(NamedTuple):
 # ---- one hotkey ------------------------------------------------------------------------------------------------------
 
 
-def explanation(one: Account, sheet: Sheet, names: Mapping[str, str], source: Source) -> Iterator[RenderableType]:
+def explanation(
+    one: Account, sheet: Sheet, history: History, names: Mapping[str, str], source: Source
+) -> Iterator[RenderableType]:
     slip = one.slip
     yield _text(f"{name}  {slip.hotkey}" if (name := names.get(slip.hotkey)) else slip.hotkey, "bold")
     place = f"uid {slip.uid}" if slip.uid is not None else "no uid"
@@ -61,6 +64,10 @@ def explanation(one: Account, sheet: Sheet, names: Mapping[str, str], source: So
     yield from map(_text, _in_words(one, sheet))
     yield _heading("On the chain")
     yield from map(_text, _on_chain(one, names))
+    yield from map(_text, history.uid_words(slip.hotkey, sheet.basis.uids, names))
+    if history.tuned or history.on_chain:
+        yield _heading("What the owner changed")
+        yield from map(_text, _changes(history))
     yield _heading("Audits")
     yield from map(_text, _audits(one))
     yield _heading("Now")
@@ -141,7 +148,23 @@ def _on_chain(one: Account, names: Mapping[str, str]) -> Iterator[str]:
         if told.block:
             yield f"{who} set {told.weight:.4%} at block {told.block}, from journal record {told.record}."
         else:
-            yield f"{who} could not set weights: {told.sentence}."
+            yield f"{who} could not set weights: {_with_remedy(told)}."
+
+
+def _with_remedy(told: Told) -> str:
+    """A refusal begins with its reason."""
+    reason = told.sentence.partition(":")[0]
+    if reason not in set(Reason) or (remedy := REMEDY[Reason(reason)]).startswith(DONE):
+        return told.sentence
+    return f"{told.sentence} -> {remedy}"
+
+
+def _changes(history: History) -> Iterator[str]:
+    """The newest first."""
+    for said in reversed(history.tuned):
+        yield f"{said}; each stage goes by it from its next epoch on, pay when all do."
+    for said in reversed(history.on_chain):
+        yield f"On the chain, {said}."
 
 
 def _audits(one: Account) -> Iterator[str]:

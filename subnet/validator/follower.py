@@ -1,7 +1,8 @@
 """Follows the public journal: verifies the chain record by record and folds what is open into the run's state.
 
 Law: nothing is believed. Every head is recomputed from the body; every head that was shown for a sealed record, and
-every one that a signed receipt names, is kept until the body opens and must then be the same. The first record that
+every one that a signed receipt names, is kept until the body opens and must then be the same. Heads that come from
+elsewhere, such as the chain's commitments, are looked for while it reads. The first record that
 breaks any of this is named, and from then on this journal is not followed any more. The state is a function of the
 records alone, so whoever follows one journal arrives at the same state.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import get_args
 
 import msgspec
@@ -29,7 +30,7 @@ READ_TIMEOUT_S = 30.0
 SEALED_MAX = 1_000_000
 """Heads kept of records that are still sealed; beyond it, reading waits until some open."""
 FOLDED_KEPT = 100_000
-"""Heads kept of records that were folded, for receipts that come late."""
+"""Heads kept of records that were folded, for receipts and anchors that come late."""
 _BREATH_RECORDS = 100
 """Records folded before the loop's other tasks get a turn."""
 _OWN = get_args(OwnRecord)
@@ -60,11 +61,15 @@ class Follower:
         """The orchestrator: who opened the run, and who alone may write own records."""
         self.broken: JournalBroken | None = None
         """Once set, nothing is read any more, and `state` is of no use: its last record may be half in it."""
+        self.pages = 0
+        """How often the journal was read."""
         self._reader, self._watch = reader, watch
         self._decode = msgspec.json.Decoder(Envelope).decode
         self._open_to = self._seen = 0
         self._promised: dict[int, Digest] = {}
         self._folded: deque[Digest] = deque(maxlen=FOLDED_KEPT)
+        self._sought: dict[Digest, int | None] = {}
+        self._uncertain: set[Digest] = set()
 
     @property
     def run(self) -> State:
@@ -82,6 +87,11 @@ class Follower:
         """Heads of the records that are not open yet, in their order."""
         return ((index, self._promised[index]) for index in range(self.index + 1, self._seen))
 
+    @property
+    def shown(self) -> int:
+        """How many records' heads the journal has shown, from its first one on."""
+        return self._seen
+
     async def catch_up(self) -> int:
         """Read on until nothing new is open; how many records were folded.
 
@@ -96,12 +106,40 @@ class Follower:
         """A signed reply says what the head is at an index. Raises JournalBroken where the journal says otherwise."""
         index, head = receipt.journal_index, receipt.head
         if index > self.index:
-            known = self._promised.setdefault(index, head)
-        else:
-            back = self.index - index + 1
-            known = self._folded[-back] if back <= len(self._folded) else head
-        if known != head:
-            raise self._break(index, "a signed receipt names another head")
+            self._promised.setdefault(index, head)
+        if self.head_at(index) not in (None, head):
+            raise self.contradicted(index, "a signed receipt names another head")
+
+    # ---- heads from elsewhere ----------------------------------------------------------------------------------------
+
+    def head_at(self, index: int) -> Digest | None:
+        """The head after a record; None where none was shown, or it is no longer kept."""
+        back = self.index - index + 1
+        if back < 1:
+            return self._promised.get(index)
+        return self._folded[-back] if back <= len(self._folded) else None
+
+    def seek(self, heads: Iterable[Digest]) -> None:
+        """Look out for these heads from now on, and among those that are kept."""
+        new = {head for head in heads if head not in self._sought}
+        if not new:
+            return
+        self._sought |= dict.fromkeys(new)
+        if self.index + 1 > len(self._folded):
+            self._uncertain |= new
+        first = self.index + 1 - len(self._folded)
+        for index, head in [*enumerate(self._folded, first), *self._promised.items()]:
+            if head in new:
+                self._sought[head] = index
+
+    def index_of(self, head: Digest) -> int | None:
+        """The record after which the journal had a head that is sought; None where it has not shown it."""
+        return self._sought.get(head)
+
+    def lacks(self, head: Digest) -> bool:
+        """Whether it is certain that the journal, as far as it was last seen, never had a head that is sought."""
+        known = self._seen > self.journal_index >= 0 and head in self._sought and head not in self._uncertain
+        return known and self._sought[head] is None
 
     # ---- one page ----------------------------------------------------------------------------------------------------
 
@@ -112,6 +150,7 @@ class Follower:
         next_open = self.index + 1
         start = next_open if next_open < max(self._open_to, 1) else max(self._seen, next_open)
         page = await self._reader.read(start, PAGE_RECORDS_MAX, READ_TIMEOUT_S)
+        self.pages += 1
         self._check_page(page, start)
         for count, record in enumerate(page.records, 1):
             self._take(record, page)
@@ -124,35 +163,38 @@ class Follower:
     def _check_page(self, page: PublicPage, start: int) -> None:
         """That it is the page asked for, of a journal that has not become shorter."""
         if page.index < self.journal_index:
-            raise self._break(page.index + 1, f"it is gone; the journal had {self.journal_index + 1} records before")
+            said = f"it is gone; the journal had {self.journal_index + 1} records before"
+            raise self.contradicted(page.index + 1, said)
         self.journal_index = page.index
         if start <= page.index and not page.records:
-            raise self._break(start, f"it is withheld; the journal says it has {page.index + 1} records")
+            raise self.contradicted(start, f"it is withheld; the journal says it has {page.index + 1} records")
         for index, record in enumerate(page.records, start):
             if record.index != index or index > page.index:
-                raise self._break(index, f"record {record.index} stands in its place")
+                raise self.contradicted(index, f"record {record.index} stands in its place")
 
     def _take(self, record: PublicRecord, page: PublicPage) -> None:
         """Compare the head with every earlier promise; fold the record when it is the next open one."""
         index, head = record.index, Digest(record.head)
         if index > self.index and self._promised.setdefault(index, head) != head:
-            raise self._break(index, "its head is another one than was shown or receipted before")
+            raise self.contradicted(index, "its head is another one than was shown or receipted before")
         if index == page.index and head != page.head:
-            raise self._break(index, "its head is not the journal's newest head")
+            raise self.contradicted(index, "its head is not the journal's newest head")
         self._seen = max(self._seen, index + 1)
+        if head in self._sought:
+            self._sought[head] = index
         body = record.body
         if body is None and index < page.sealed_from:
-            raise self._break(index, "its body is withheld, although it is open")
+            raise self.contradicted(index, "its body is withheld, although it is open")
         if body is not None and index == self.index + 1:
             self._fold(index, head, body)
 
     def _fold(self, index: int, head: Digest, body: bytes) -> None:
         if next_head(self.head, index, body) != head:
-            raise self._break(index, "its head does not follow from its body and the head before")
+            raise self.contradicted(index, "its head does not follow from its body and the head before")
         try:
             envelope = self._decode(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise self._break(index, f"it is no entry of a journal: {error}") from None
+            raise self.contradicted(index, f"it is no entry of a journal: {error}") from None
         decision = self._handle(index, envelope)
         self.index, self.head = index, head
         self._folded.append(self._promised.pop(index))
@@ -162,7 +204,7 @@ class Follower:
     def _handle(self, index: int, envelope: Envelope) -> machine.Decision | None:
         own = isinstance(envelope.message, _OWN)
         if own and self.owner not in (None, envelope.sender):
-            raise self._break(index, f"{envelope.sender} speaks as the orchestrator, who is {self.owner}")
+            raise self.contradicted(index, f"{envelope.sender} speaks as the orchestrator, who is {self.owner}")
         try:
             if self.state is None:
                 self.state = machine.open_run(envelope)
@@ -171,8 +213,9 @@ class Follower:
             return machine.handle(self.state, envelope)
         except Exception as error:
             # the machine trusts the orchestrator's own records, we do not: whatever they make it do is their fault
-            raise self._break(index, f"the rules cannot follow it ({type(error).__name__}: {error})") from error
+            raise self.contradicted(index, f"the rules cannot follow it ({type(error).__name__}: {error})") from error
 
-    def _break(self, index: int, sentence: str) -> JournalBroken:
+    def contradicted(self, index: int, sentence: str) -> JournalBroken:
+        """To be raised: from now on this journal is not followed any more."""
         self.broken = JournalBroken(index, sentence)
         return self.broken

@@ -1,44 +1,58 @@
 """The validator role: audits drawn segments, measures the merged model, sets the weights that follow from the journal.
 
-Law: three loops in one TaskGroup, and one computation at a time. The review loop is also the heartbeat: an audit stays
+Law: two loops in one TaskGroup, and one computation at a time. The review loop is also the heartbeat: an audit stays
 ours until it is answered, and an answer goes out again until it was heard. Weights come from our own fold of the public
-journal and from nothing else; a journal that breaks ends the validator with the index of the break.
+journal and from nothing else (`settler`); a journal that breaks ends the validator with the index of the break. One
+without permit or uid waits for it, and sees from the journal when the run is over.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from pathlib import Path
 
 import numpy as np
 from loguru import logger
 
+from subnet.coordination.notices import finished
 from subnet.data.sampling import Batches
 from subnet.data.token_shards import open_file
 from subnet.errors import PeerFault, Unavailable
 from subnet.protocol.ids import Digest, ItemId
-from subnet.protocol.messages import AuditDone, AuditWork, EvaluateWork, Message, Noted, Reply, Review, Reviewed
+from subnet.protocol.messages import (
+    AuditDone,
+    AuditWork,
+    EvaluateWork,
+    Message,
+    Noted,
+    Refusal,
+    Reply,
+    Review,
+    Reviewed,
+)
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
 from subnet.runtime import Runtime
 from subnet.transport.base import ControlClient, ObjectClient
 from subnet.transport.transfer import Transfer
+from subnet.validator.anchors import ANCHORS_FILE, AnchorWatch
 from subnet.validator.auditor import Auditor
 from subnet.validator.evaluation import TOKENS_MAX, evaluate
 from subnet.validator.follower import Follower, JournalBroken
+from subnet.validator.settler import Settler
 from subnet.validator.weight_setter import WeightSetter
 
 LOOK_EVERY_S = 1.0
+REFUSED_EVERY_S = 5.0
+"""Heartbeats of a validator that the orchestrator refuses: without permit, or not registered any more."""
 CALL_TIMEOUT_S = 20.0
 FIRST_RECORD_EVERY_S = 1.0
-LAST_WEIGHTS_S = 60.0
-"""After the run's end: a chain that refuses for longer keeps the weights it has."""
 FOUND_MAX = 64
 
 
 class Validator:
-    """One hotkey's process. `work_dir` holds the training text; `finished` is set when the run is over.
+    """One hotkey's process. `work_dir` holds the training text and the anchors seen; `finished` is set when the run is
+    over and its last weights stand.
 
     Of `audits_at_once` one is replayed while the others are fetched.
     """
@@ -56,7 +70,9 @@ class Validator:
         audits_at_once: int = 2,
         tokens_max: int = TOKENS_MAX,
     ) -> None:
-        self._control, self._runtime, self._follower, self._weights = control, runtime, follower, weights
+        self._control, self._runtime, self._follower = control, runtime, follower
+        anchors = AnchorWatch(weights.chain, work_dir / ANCHORS_FILE, follower)
+        self._settler = Settler(follower, weights, anchors, self._call, runtime)
         self._transfer = Transfer(objects, runtime)
         self._work_dir, self._device, self._free = work_dir, device, audits_at_once
         self._tokens_max = tokens_max
@@ -71,7 +87,7 @@ class Validator:
         self._evaluated = -1
         self._told = asyncio.Event()
         self.finished = asyncio.Event()
-        self._said = ""
+        self._said: dict[str, str] = {}
 
     async def run(self) -> None:
         """Until the run is over and its last weights are set. Raises JournalBroken."""
@@ -79,7 +95,8 @@ class Validator:
         try:
             async with asyncio.TaskGroup() as group:
                 reviews = group.create_task(self._review(group))
-                group.create_task(self._weigh(reviews))
+                await self._settler.run(reviews.done)
+                self.finished.set()
         except BaseExceptionGroup as failures:
             if len(failures.exceptions) > 1:
                 raise
@@ -93,7 +110,7 @@ class Validator:
             except JournalBroken:
                 raise
             except (Unavailable, PeerFault) as error:
-                self._say(f"waiting for the journal: {error}")
+                self._say("journal", f"waiting for the journal: {error}")
             if self._follower.state is None:
                 await self._runtime.sleep(FIRST_RECORD_EVERY_S)
         self._spec = self._follower.state.spec
@@ -118,13 +135,19 @@ class Validator:
                 await self._reviewed(reply, group)
                 if reply.finished and not self._found and not self._busy and self._idle():
                     return
-            await self._news()
+            elif isinstance(reply, Refusal) and not self._busy and self._idle() and self._is_over():
+                return
+            await self._news(REFUSED_EVERY_S if isinstance(reply, Refusal) else LOOK_EVERY_S)
 
-    async def _news(self) -> None:
+    def _is_over(self) -> bool:
+        """As the journal says, for one whom the orchestrator does not talk to."""
+        return self._follower.caught_up and finished(self._follower.run)
+
+    async def _news(self, pause_s: float) -> None:
         """Until it is time to look again, or a finding is there to be told."""
         self._told.clear()
         try:
-            async with asyncio.timeout(LOOK_EVERY_S):
+            async with asyncio.timeout(pause_s):
                 await self._told.wait()
         except TimeoutError:
             pass
@@ -156,7 +179,7 @@ class Validator:
                 await self._transfer.fetch_file(granted[file.key], paths[-1], deadline)
             self._validation = [await self._transfer.fetch(granted[file.key], deadline) for file in data.validation]
         except (PeerFault, Unavailable, KeyError) as error:
-            self._say(f"the text could not be loaded, trying again: {error}")
+            self._say("text", f"the text could not be loaded, trying again: {error}")
             return
         parts = [open_file(path, self._spec.model.vocab_size) for path in paths]
         tokens_N = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -191,59 +214,33 @@ class Validator:
                     self._runtime,
                 )
         except (PeerFault, Unavailable) as error:
-            self._say(f"epoch {work.epoch} could not be evaluated: {error}")
+            self._say("evaluation", f"epoch {work.epoch} could not be evaluated: {error}")
             return
         reply = await self._call(report)
         if isinstance(reply, Noted):
             self._evaluated = work.epoch
             logger.info("epoch {}: validation loss {:.4f} over {} tokens", work.epoch, report.loss, report.num_tokens)
 
-    # ---- weights -----------------------------------------------------------------------------------------------------
-
-    async def _weigh(self, reviews: asyncio.Task[None]) -> None:
-        """Follow the journal and keep the chain's weights what they should be; once more after the run's end."""
-        ends_at, untold = math.inf, None
-        while True:
-            over = reviews.done()
-            try:
-                await self._follower.catch_up()
-                report = await self._weights.look(self._follower, self._runtime.now())
-            except JournalBroken:
-                raise
-            except (Unavailable, PeerFault) as error:
-                self._say(f"weights wait: {error}")
-                report = None
-            if report is not None:
-                logger.info("{}", report.sentence)
-                untold = report
-            if untold is not None and isinstance(await self._call(untold), Noted):
-                untold = None
-            if over:
-                ends_at = min(ends_at, self._runtime.now() + LAST_WEIGHTS_S)
-                current = untold is None and self._follower.caught_up and self._weights.is_current(self._follower)
-                if current or self._runtime.now() >= ends_at:
-                    self.finished.set()
-                    return
-            await self._runtime.sleep(LOOK_EVERY_S)
-
     # ---- the line ----------------------------------------------------------------------------------------------------
 
     async def _call(self, message: Message) -> Reply | None:
-        """None when there was no answer, or a refusal, which is logged once."""
+        """None when there was no answer. What is refused is logged once."""
+        about = type(message).__name__
         try:
             reply = await self._control.call(message, self._digest, CALL_TIMEOUT_S)
         except (Unavailable, PeerFault) as error:
-            self._say(f"no answer: {error}")
+            self._say(about, f"no answer: {error}")
             return None
         if reply.receipt is not None:
             self._follower.expect(reply.receipt)  # the public journal must be the one that was signed to us
         if reply.notice.reason in (Reason.OK, Reason.NO_WORK):
-            self._said = ""
+            self._said.pop(about, None)
         else:
-            self._say(f"{reply.notice.reason.value}: {reply.notice.sentence}; {reply.notice.remedy}")
+            self._say(about, f"{reply.notice.reason.value}: {reply.notice.sentence}; {reply.notice.remedy}")
         return reply
 
-    def _say(self, line: str) -> None:
-        if line != self._said:
-            self._said = line
+    def _say(self, about: str, line: str) -> None:
+        """Once for each thing, until another line is to be said of it."""
+        if self._said.get(about) != line:
+            self._said[about] = line
             logger.warning("{}", line)

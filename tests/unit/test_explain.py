@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import looptime
 import msgspec
@@ -39,12 +40,13 @@ from subnet.runtime import LoopRuntime
 from subnet.scoring.emission import Void
 from subnet.simulation.opening import text_spec
 from subnet.simulation.world import ORCHESTRATOR, World
-from subnet.storage.base import JournalRecord
+from subnet.storage.base import GENESIS_HEAD, JournalRecord, next_head
 from subnet.storage.journal_files import as_line
 from subnet.storage.memory import MemoryJournal, MemoryObjectStore
 from subnet.transport.http_server import ControlServer
 from subnet.validator.account import Account, Fates, account
 from subnet.validator.explanation import Source, explanation
+from subnet.validator.history import History
 
 _decode = msgspec.json.Decoder(m.Envelope).decode
 AUDITED = {"rate": 1.0, "settled_epochs": 100, "segment_steps": 1}
@@ -111,9 +113,9 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Explain:
     return asked
 
 
-def shown(one: Account, now: Sheet, width: int = 1000) -> str:
+def shown(one: Account, now: Sheet, history: History | None = None, width: int = 1000) -> str:
     console = Console(file=StringIO(), width=width, highlight=False)
-    for part in explanation(one, now, {}, Source(1, 1, 1)):
+    for part in explanation(one, now, history or History(), {}, Source(1, 1, 1)):
         console.print(part, soft_wrap=True)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -299,7 +301,7 @@ def test_parts_multiply_up(
     state.pay.drawn = len(epochs)
     state.pay.standing[hotkey].failed_at = None if failed_at is None else state.at - failed_at
     now = sheet(state)
-    one = account(state, now, Fates(), hotkey)
+    one = account(state, now, Fates(), History(), hotkey)
     assert len(one.parts) == len(epochs)
     for part in one.parts:
         assert part.work_units * part.completion * part.window * part.valid == pytest.approx(part.counted)
@@ -318,7 +320,115 @@ def test_what_a_stranger_sent_stays_text(run: Run) -> None:
     refused = m.Refused(reason=Reason.STALE, claimed="anna", sentence="\x1b]0;owned\x07", times=3)
     fates.note(0, m.Envelope(sender=ORCHESTRATOR, at=0.0, message=refused), None)
     now = sheet(state)
-    said = shown(account(state, now, fates, Hotkey("anna")), now)
+    said = shown(account(state, now, fates, History(), Hotkey("anna")), now)
     assert "\x1b" not in said and "\r" not in said and "\x07" not in said
     assert "The latest:  [2J[bold]gone  uid 7." in said
     assert "3 refused at the door; the latest:\nstale:  ]0;owned  -> " in said
+
+
+# ---- uids, permits and rules that changed ----------------------------------------------------------------------------
+
+
+def chained(envelopes: list[m.Envelope]) -> list[JournalRecord]:
+    """A journal that holds."""
+    head, records = GENESIS_HEAD, []
+    for index, envelope in enumerate(envelopes):
+        body = msgspec.json.encode(envelope)
+        head = next_head(head, index, body)
+        records.append(JournalRecord(index, head, body))
+    return records
+
+
+def going_on(run: Run, path: Path, *messages: Any) -> Path:
+    """The run's journal with more records at its end."""
+    envelopes = [_decode(record.body) for record in run.records]
+    more = [m.Envelope(sender=s, at=envelopes[-1].at + 1.0, message=message) for s, message in messages]
+    return save(chained([*envelopes, *more]), path)
+
+
+def later(run: Run, changed: dict[str, str | None], blocks: int = 10, **fields: Any) -> m.ChainSeen:
+    """The chain after the run, with other hotkeys at some uids, or none, and other fields."""
+    last = [e.message for r in run.records if isinstance((e := _decode(r.body)).message, m.ChainSeen)][-1]
+    neurons = [
+        msgspec.structs.replace(n, hotkey=Hotkey(new), permit=n.permit and new == n.hotkey)
+        for n in last.neurons
+        if (new := changed.get(n.hotkey, n.hotkey)) is not None
+    ]
+    return msgspec.structs.replace(last, block=last.block + blocks, neurons=tuple(neurons), closes=None, **fields)
+
+
+def test_a_uid_that_somebody_else_has_now(run: Run, ask: Explain, tmp_path: Path) -> None:
+    """12. Anna lost her uid to a newcomer while she worked. Both ask: she what happened and what to do, the newcomer
+    why what the uid earned is not his."""
+    seen = later(run, {"anna": "newcomer"})
+    path = going_on(run, tmp_path / "journal", (ORCHESTRATOR, seen))
+    uid = run.state().pay.chain.uids[Hotkey("anna")]
+    code, said = ask("--hotkey", "anna", "--journal", path)
+    assert code == 0 and "no-uid: " in said
+    assert f"deregistered: uid {uid} was its own until block {seen.block}; it is newcomer's now" in said
+    assert f"-> {REMEDY[Reason.DEREGISTERED]}" in said
+    code, said = ask("--hotkey", "newcomer", "--journal", path)
+    assert code == 0 and f"uid {uid} was anna's until block {seen.block}, whose scores pay nothing here." in said
+    assert "no-counted-work" in said
+
+
+def test_a_uid_of_before(run: Run, ask: Explain, tmp_path: Path) -> None:
+    """13. Berta was trimmed from the subnet and registered anew; somebody who never worked was trimmed too."""
+    uids = run.state().pay.chain.uids
+    away = later(run, {"berta": None, "orchestrator": None, "validator": "watcher"})
+    back = later(run, {"berta": None, "anton": "berta", "orchestrator": None, "validator": "watcher"}, 20)
+    path = going_on(run, tmp_path / "journal", (ORCHESTRATOR, away), (ORCHESTRATOR, back))
+    code, said = ask("--hotkey", "berta", "--journal", path)
+    assert code == 0 and f"It had uid {uids[Hotkey('berta')]} until block {away.block}; nobody has it now." in said
+    assert f"uid {uids[Hotkey('anton')]} was anton's until block {back.block}" in said
+    code, said = ask("--hotkey", "validator", "--journal", path)
+    assert code == 0 and "deregistered: " in said and "it is watcher's now" in said
+
+
+def test_a_validator_without_permit(run: Run, ask: Explain, tmp_path: Path) -> None:
+    """14. A validator lost its permit to larger stakes; another never had one, and could not set weights: each hears
+    what is missing and the command for it."""
+
+    def permitted(seen: m.ChainSeen, *hotkeys: str) -> m.ChainSeen:
+        neurons = tuple(msgspec.structs.replace(n, permit=n.hotkey in hotkeys) for n in seen.neurons)
+        return msgspec.structs.replace(seen, neurons=neurons)
+
+    rich = permitted(later(run, {}), "orchestrator", "validator")
+    poor = permitted(later(run, {}, 20), "orchestrator")
+    refused = m.WeightsSet(
+        index=1, head=run.records[1].head, weights=(), block=0, sentence="no-permit: uid 1 has no validator permit"
+    )
+    validator, owner = Hotkey("validator"), ORCHESTRATOR
+    path = going_on(run, tmp_path / "journal", (owner, rich), (validator, refused), (owner, poor))
+    code, said = ask("--hotkey", "validator", "--journal", path)
+    assert code == 0 and f"no-permit: it had a validator permit until block {poor.block}" in said
+    assert (
+        f"validator could not set weights: no-permit: uid 1 has no validator permit -> {REMEDY[Reason.NO_PERMIT]}"
+        in said
+    )
+    assert said.count("btcli stake add") == 2
+    state = run.state()
+    state.miners.clear()
+    state.pay.chain.permits = [ORCHESTRATOR]
+    fates, history = Fates(), History()
+    asked = m.Envelope(sender=Hotkey("anton"), at=state.at, message=m.Review(free=1, found=()))
+    fates.note(0, asked, machine.handle(state, asked))
+    said = shown(account(state, now := sheet(state), fates, history, Hotkey("anton")), now)
+    assert "no-permit: it asked for audits and has no validator permit yet -> stake more" in said
+
+
+def test_what_the_owner_changed(run: Run, ask: Explain, tmp_path: Path) -> None:
+    """15. The owner tuned the run and the chain: whoever asks about pay reads when and what, in a line each."""
+    spec = run.state().spec
+    score = msgspec.structs.replace(spec.score, burn_fraction=0.25)
+    tuned = m.Tuned(spec=msgspec.structs.replace(spec, version=2, score=score))
+    rules = {"kappa": 32_767, "serving_rate_limit": 50}
+    before, after = later(run, {}, tempo=360, hyperparameters=rules), later(run, {}, 30, tempo=100)
+    after = msgspec.structs.replace(after, hyperparameters={"kappa": 40_000, "serving_rate_limit": 99})
+    path = going_on(run, tmp_path / "journal", *((ORCHESTRATOR, message) for message in (tuned, before, after)))
+    code, said = ask("--hotkey", "anna", "--journal", path)
+    assert code == 0 and "What the owner changed" in said
+    assert f"RunSpec 2 (record {len(run.records)}): score.burn_fraction 0 → 0.25; each stage goes by it" in said
+    assert f"On the chain, block {after.block}: kappa 32767 → 40000, tempo 360 → 100." in said
+    assert "serving_rate_limit" not in said
+    assert "What the owner changed" not in ask("--hotkey", "anna", "--journal", run.path)[1]

@@ -309,3 +309,41 @@ async def test_a_claim_of_endless_records(host: Orchestrator, monkeypatch: pytes
     await honest.say(OPENING, m.Tick(), secret(0))
     honest.bend = lambda page: msgspec.structs.replace(page, sealed_from=10**9, records=page.records[:2])
     assert (await broken(Follower(honest))).index == 2
+
+
+# ---- heads from elsewhere --------------------------------------------------------------------------------------------
+
+
+async def test_a_head_that_is_looked_for(host: Orchestrator) -> None:
+    """15. Somebody saw a head on chain: the journal is asked for it before it was read, while its record is sealed, and
+    long after. One that it never shows is missing for certain as soon as all heads were shown, not before."""
+    records = await host.journal.read(0, 100)
+    follower, never = Follower(host), Digest("b" * 64)
+    follower.seek([records[1].head, records[4].head, never])
+    assert not follower.lacks(never) and follower.index_of(records[1].head) is None
+    await follower.catch_up()
+    assert [follower.index_of(record.head) for record in (records[1], records[4])] == [1, 4] and follower.index == 1
+    assert follower.lacks(never) and not follower.lacks(records[4].head) and not follower.lacks(Digest("c" * 64))
+    assert follower.shown == 6 and follower.head_at(4) == records[4].head and follower.head_at(6) is None
+    await host.say(secret(1))
+    later = (await host.journal.read(0, 100))[6]
+    await follower.catch_up()
+    follower.seek([later.head, records[3].head])
+    assert follower.index_of(later.head) == 6 and follower.index_of(records[3].head) == 3
+    assert follower.head_at(3) == records[3].head
+
+
+async def test_a_head_of_long_ago(host: Orchestrator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16. Old heads are not kept: that one is not found among the others proves nothing, unless it was looked for from
+    the first record on."""
+    monkeypatch.setattr(module, "FOLDED_KEPT", 2)
+    await host.say(secret(1))
+    records = await host.journal.read(0, 100)
+    follower, early = Follower(host), Follower(host)
+    early.seek([records[0].head, Digest("b" * 64)])
+    for one in (follower, early):
+        await one.catch_up()
+    follower.seek([records[0].head, records[5].head])
+    assert follower.index_of(records[0].head) is None and not follower.lacks(records[0].head)
+    assert follower.index_of(records[5].head) == 5 and follower.head_at(0) is None
+    assert early.index_of(records[0].head) == 0 and early.lacks(Digest("b" * 64))

@@ -40,8 +40,9 @@ from subnet.storage.journal_files import as_line
 from subnet.storage.memory import MemoryJournal, MemoryObjectStore
 from subnet.storage.sql import SqlJournal
 from subnet.transport.http_server import ControlServer
+from subnet.validator.checks import Check
 from subnet.validator.public_view import first_difference
-from subnet.verify import Check, VerifyConfig, main, verify
+from subnet.verify import VerifyConfig, main, verify
 
 _decode = msgspec.json.Decoder(m.Envelope).decode
 Verify = Callable[..., tuple[int, str]]
