@@ -64,8 +64,6 @@ OrchestratorUrl = Annotated[
         metavar="URL",
     ),
 ]
-
-
 JournalFile = Annotated[
     str, _about("read this file instead of an orchestrator: a saved journal, or journal.sqlite", metavar="FILE")
 ]
@@ -76,11 +74,7 @@ Network = Annotated[
 Netuid = Annotated[int, _about("number of the subnet", env="BT_NETUID", ge=-1, le=65_535, metavar="N")]
 """-1 stands for "not given"."""
 Rules = Annotated[
-    str,
-    _about(
-        "TOML file with the owner's changes to the run's rules; may be edited while it runs",
-        metavar="FILE",
-    ),
+    str, _about("TOML file with the owner's changes to the run's rules; may be edited while it runs", metavar="FILE")
 ]
 PublicUrls = Annotated[
     str,
@@ -183,8 +177,8 @@ class OrchestratorConfig(Config, frozen=True, kw_only=True):
     log_level: LogLevel = "INFO"
 
 
-class MinerConfig(Config, frozen=True, kw_only=True):
-    """`python neurons/miner.py`: trains one stage."""
+class NeuronConfig(Config, frozen=True, kw_only=True):
+    """What a miner and a validator have in common: which subnet, as whom, on what."""
 
     netuid: Netuid = -1
     network: Network = "finney"
@@ -194,29 +188,30 @@ class MinerConfig(Config, frozen=True, kw_only=True):
     wallet_path: WalletPath = "~/.bittensor/wallets"
     device: Device = "cpu"
     threads: Annotated[int, _about("CPU threads torch may use", ge=1, le=1024)] = 1
+    log_level: LogLevel = "INFO"
+
+
+class MinerConfig(NeuronConfig, frozen=True, kw_only=True):
+    """`python neurons/miner.py`: trains one stage."""
+
     work_dir: Annotated[str, _about("folder for downloaded files and receipts.jsonl", metavar="DIR")] = "miner-work"
     slow_factor: Annotated[
         float, _about("compute this many times slower, as weaker hardware does", ge=1, le=1000, metavar="X")
     ] = 1.0
     adversary: Annotated[str, _about("cheat in this way; local nets only", metavar="NAME", hidden=True)] = ""
-    log_level: LogLevel = "INFO"
 
     def __post_init__(self) -> None:
-        _check_has_address(self.orchestrator, self.netuid)
+        if not self.orchestrator and self.netuid < 0:
+            remedy = "give the number of the subnet, or set BT_NETUID; or name an orchestrator with --orchestrator"
+            raise ConfigError("--netuid", "is missing", remedy)
         place = self.orchestrator or self.network
         if self.adversary and not _THIS_MACHINE.fullmatch(place):
             raise ConfigError("--adversary", f"is for local nets only, not for {place}", "leave it out")
 
 
-class ValidatorConfig(Config, frozen=True, kw_only=True):
+class ValidatorConfig(NeuronConfig, frozen=True, kw_only=True):
     """`python neurons/validator.py`: audits miners, measures the merged model, sets weights."""
 
-    netuid: Netuid = -1
-    network: Network = "finney"
-    orchestrator: OrchestratorUrl = ""
-    wallet: WalletName = "default"
-    wallet_hotkey: WalletHotkey = "default"
-    wallet_path: WalletPath = "~/.bittensor/wallets"
     work_dir: Annotated[str, _about("folder for the downloaded text and the anchors seen", metavar="DIR")] = (
         "validator-work"
     )
@@ -230,9 +225,6 @@ class ValidatorConfig(Config, frozen=True, kw_only=True):
     port: Annotated[int, _about("with --host-orchestrator: port to listen on", ge=1, le=65_535)] = 8091
     public_url: PublicUrls = ""
     config: Rules = ""
-    device: Device = "cpu"
-    threads: Annotated[int, _about("CPU threads torch may use", ge=1, le=1024)] = 1
-    log_level: LogLevel = "INFO"
 
     def __post_init__(self) -> None:
         if self.netuid < 0:
@@ -242,12 +234,6 @@ class ValidatorConfig(Config, frozen=True, kw_only=True):
             raise ConfigError("--run-dir", "is missing", remedy)
         if self.host_orchestrator and self.orchestrator:
             raise ConfigError("--orchestrator", "does not go together with --host-orchestrator", "leave one out")
-
-
-def _check_has_address(orchestrator: str, netuid: int) -> None:
-    if not orchestrator and netuid < 0:
-        remedy = "give the number of the subnet, or set BT_NETUID; or name an orchestrator with --orchestrator"
-        raise ConfigError("--netuid", "is missing", remedy)
 
 
 # ---- flags -----------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from subnet.protocol.reasons import Reason
 
 def review(state: State, sender: Hotkey, message: Review, at: float) -> tuple[Reply, list[Effect]]:
     if sender not in audits.validators(state):
-        return members.refusal(Reason.NOT_ALLOWED, "only uids with a validator permit may audit"), []
+        return members.refusal(Reason.NO_PERMIT, "only uids with a validator permit may audit"), []
     state.pay.reviewers[sender] = at
     effects: list[Effect] = []
     for found in message.found:
@@ -54,7 +54,7 @@ def review(state: State, sender: Hotkey, message: Review, at: float) -> tuple[Re
 def weights_set(state: State, sender: Hotkey, message: WeightsSet, at: float) -> Reply:
     """Noted as it was said: whoever verifies the journal compares it with the weights that follow from the records."""
     if sender not in audits.validators(state):
-        return members.refusal(Reason.NOT_ALLOWED, "only uids with a validator permit set weights")
+        return members.refusal(Reason.NO_PERMIT, "only uids with a validator permit set weights")
     state.pay.weights[sender] = WeightsReport(at, message.index, message.weights, message.block, message.sentence)
     return Noted(notice=members.notice(Reason.OK, f"{len(message.weights)} weights noted"))
 

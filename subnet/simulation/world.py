@@ -179,7 +179,7 @@ class World:
             control=MemoryControlClient(self.door, hotkey, self.spec.run_id),
             objects=MemoryObjectClient(self.store),
             follower=Follower(MemoryJournalReader(self.door)),
-            weights=WeightSetter(MemoryChain(self.ledger, hotkey)),
+            weights=WeightSetter(MemoryChain(self.ledger, hotkey), hotkey),
             runtime=self._runtime(f"validator {name}", 0.05),
             work_dir=self._folder / name,
             tokens_max=EVALUATED_TOKENS,

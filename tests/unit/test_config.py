@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies
 
 from subnet import config
-from subnet.config import Config, LocalnetConfig, MinerConfig, OrchestratorConfig
+from subnet.config import Config, LocalnetConfig, MinerConfig, OrchestratorConfig, ValidatorConfig
 from subnet.errors import ConfigError
 
 ALL = (LocalnetConfig, OrchestratorConfig, MinerConfig, config.ValidatorConfig)
@@ -70,9 +70,20 @@ def test_a_mistake_is_one_line_with_field_and_remedy(flags: tuple[str, ...], lin
 
 
 def test_a_missing_setting_names_its_variable() -> None:
-    """4. A miner's operator forgot the address: the line says both ways to give it."""
-    with pytest.raises(ConfigError, match=r"--orchestrator: is missing; give .*, or set IOTA_ORCHESTRATOR"):
-        config.parse(MinerConfig, [], "miner")
+    """4. A miner's operator forgot which subnet: the line says all ways to give it. With an orchestrator's address a
+    miner needs none, a validator does; hosting needs a run, and is no way to find another orchestrator."""
+    for kind in MinerConfig, ValidatorConfig:
+        with pytest.raises(ConfigError, match=r"--netuid: is missing; give .*, or set BT_NETUID"):
+            config.parse(kind, [], "neuron")
+    address = ["--orchestrator", "http://127.0.0.1:8091"]
+    assert config.parse(MinerConfig, address, "miner").netuid == -1
+    with pytest.raises(ConfigError, match="--netuid"):
+        config.parse(ValidatorConfig, address, "validator")
+    with pytest.raises(ConfigError, match=r"--run-dir: is missing; prepare a run"):
+        config.parse(ValidatorConfig, ["--netuid", "1", "--host-orchestrator"], "validator")
+    with pytest.raises(ConfigError, match=r"--orchestrator: does not go together"):
+        hosting = ["--netuid", "1", "--host-orchestrator", "--run-dir", "run"]
+        config.parse(ValidatorConfig, [*hosting, *address], "validator")
 
 
 def test_flag_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
