@@ -1,7 +1,8 @@
-"""A miner: `python neurons/miner.py --orchestrator URL --wallet NAME --wallet-hotkey HK`.
+"""A miner: `python neurons/miner.py --netuid N --network finney --wallet NAME --wallet-hotkey HK`.
 
-Parses the flags, builds the parts, runs. Exit codes: 0 the run is over or the miner was stopped, 2 the operator must
-act (one line says how).
+Parses the flags, builds the parts, runs. The subnet owner says on chain where the orchestrator is; with --orchestrator
+URL it is found there instead, and without --netuid no chain is asked at all. Exit codes: 0 the run is over or the miner
+was stopped, 2 the operator must act (one line says how).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +18,23 @@ import torch
 from loguru import logger
 
 from subnet import config, telemetry
+from subnet.chain.admission import Entrant, admitted, owner_of
+from subnet.chain.subtensor import SubtensorChain
 from subnet.data.sampling import Batches
 from subnet.data.token_shards import open_file
-from subnet.errors import ConfigError, PeerFault, Unavailable
+from subnet.errors import ConfigError
 from subnet.merging.shards import ShardReduction
 from subnet.miner.line import Ending
 from subnet.miner.miner import Miner, data_path
 from subnet.model.trainer import Trainer
-from subnet.protocol.ids import Hotkey, RunId, Stage
+from subnet.protocol.ids import Hotkey, Stage
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
-from subnet.runtime import SlowedRuntime, SystemRuntime, cancel_on_signals
-from subnet.transport.http_client import HttpControlClient, HttpObjectClient, HttpSession, discover
+from subnet.runtime import Runtime, SlowedRuntime, SystemRuntime, cancel_on_signals
+from subnet.transport.rendezvous import ByNetuid, ByUrl, Lines, Meeting, opened
 from subnet.transport.signing import Keypair, open_hotkey
 
-DISCOVERY_PAUSE_S = 2.0
-CLOSE_TIMEOUT_S = 1.0
+JOIN_AGAIN_S = 3.0
 
 
 def trainer(kind: type[Trainer], spec: RunSpec, stage: Stage, work_dir: Path, device: str) -> Trainer:
@@ -59,19 +62,6 @@ def check_machine(settings: config.MinerConfig) -> Path:
     return work_dir
 
 
-async def find_run(url: str, runtime: SystemRuntime) -> tuple[RunId, Hotkey]:
-    """Ask the orchestrator which run it hosts; waits for one that is not up yet."""
-    said = False
-    while True:
-        try:
-            return await discover(url)
-        except (Unavailable, PeerFault) as error:
-            if not said:
-                logger.info("waiting for an orchestrator at {}: {}", url, error)
-            said = True
-        await runtime.sleep(DISCOVERY_PAUSE_S)
-
-
 def parts(adversary: str) -> tuple[type[Trainer], type[ShardReduction]]:
     """What trains and what reduces: honest ones, but for an adversary of a local net. Raises ConfigError."""
     if not adversary:
@@ -81,30 +71,44 @@ def parts(adversary: str) -> tuple[type[Trainer], type[ShardReduction]]:
     return catalogue.find(adversary)
 
 
-async def run(settings: config.MinerConfig, keypair: Keypair, work_dir: Path) -> Ending:
-    """Until the run is over, or SIGTERM or Ctrl-C."""
+def build(settings: config.MinerConfig, lines: Lines, runtime: Runtime, work_dir: Path) -> Miner:
     trainer_type, reduction = parts(settings.adversary)
-    cancel_on_signals()
-    runtime = SystemRuntime() if settings.slow_factor == 1 else SlowedRuntime(settings.slow_factor)
-    run_id, orchestrator = await find_run(settings.orchestrator, runtime)
-    session = HttpSession()
-    control = HttpControlClient(session, settings.orchestrator, keypair, orchestrator, run_id, runtime)
-    objects = HttpObjectClient(session, runtime)
-    miner = Miner(
-        control=control,
-        objects=objects,
+    return Miner(
+        control=lines.control,
+        objects=lines.objects,
         runtime=runtime,
         trainer_factory=lambda spec, stage: trainer(trainer_type, spec, stage, work_dir, settings.device),
         work_dir=work_dir,
         device=f"{settings.device}, {settings.threads} threads",
         reduction=reduction,
     )
+
+
+async def run(settings: config.MinerConfig, keypair: Keypair, work_dir: Path) -> Ending:
+    """Until the run is over, or SIGTERM or Ctrl-C."""
+    cancel_on_signals()
+    runtime = SystemRuntime() if settings.slow_factor == 1 else SlowedRuntime(settings.slow_factor)
+    if settings.netuid < 0:
+        async with opened(ByUrl(settings.orchestrator, runtime), keypair, runtime) as lines:
+            return await build(settings, lines, runtime, work_dir).run()
+    chain = SubtensorChain(settings.network, settings.netuid, keypair, runtime)
+    named = settings.wallet, settings.wallet_hotkey, settings.wallet_path
+    entrant = Entrant(Hotkey(keypair.ss58_address), settings.netuid, settings.network, *named)
+    meeting: Meeting = ByNetuid(partial(owner_of, chain), chain.commitment, runtime)
+    if settings.orchestrator:
+        meeting = ByUrl(settings.orchestrator, runtime)
     try:
-        return await miner.run()
+        await admitted(chain, entrant, runtime)
+        async with opened(meeting, keypair, runtime) as lines:
+            while True:
+                ending = await build(settings, lines, runtime, work_dir).run()
+                if ending.reason is not Reason.NOT_REGISTERED:
+                    return ending
+                await admitted(chain, entrant, runtime)  # the chain knows better, and earlier
+                logger.info("the orchestrator has not seen the registration yet: joining again")
+                await runtime.sleep(JOIN_AGAIN_S)
     finally:
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await control.close()
-            await objects.close()
+        await chain.close()
 
 
 def main(argv: list[str]) -> int:

@@ -137,9 +137,7 @@ class LocalnetConfig(Config, frozen=True, kw_only=True):
     ] = 0.0
     config: Rules = ""
     restart_after_s: Annotated[float, _about("start a dead miner again after this time", ge=0)] = 5.0
-    join_after_s: Annotated[
-        float, _about("one more miner joins this long after training began; 0: never", ge=0)
-    ] = 0.0
+    join_after_s: Annotated[float, _about("one more miner joins this long after training began; 0: never", ge=0)] = 0.0
     log_level: LogLevel = "INFO"
 
     def __post_init__(self) -> None:
@@ -171,8 +169,8 @@ class OrchestratorConfig(Config, frozen=True, kw_only=True):
     netuid: Netuid = 0
     public_url: PublicUrls = ""
     config: Rules = ""
-    wallet: WalletName = "orchestrator"
-    wallet_hotkey: WalletHotkey = "default"
+    wallet: Annotated[str, _about("wallet of the subnet's owner", min_length=1, metavar="NAME")] = "orchestrator"
+    wallet_hotkey: Annotated[str, _about("the owner's hotkey in it", min_length=1, metavar="NAME")] = "default"
     wallet_path: Annotated[str, _about("folder of the wallets; default: wallets in the run folder", metavar="DIR")] = ""
     log_level: LogLevel = "INFO"
 
@@ -233,7 +231,11 @@ class ValidatorConfig(NeuronConfig, frozen=True, kw_only=True):
             remedy = "prepare a run with python -m subnet.prepare, and name its folder"
             raise ConfigError("--run-dir", "is missing", remedy)
         if self.host_orchestrator and self.orchestrator:
-            raise ConfigError("--orchestrator", "does not go together with --host-orchestrator", "leave one out")
+            raise ConfigError(
+                "--orchestrator",
+                "does not go together with --host-orchestrator",
+                "leave one out, and IOTA_ORCHESTRATOR unset",
+            )
 
 
 # ---- flags -----------------------------------------------------------------------------------------------------------

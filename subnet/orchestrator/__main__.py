@@ -1,8 +1,9 @@
-"""Hosts one run: `python -m subnet.orchestrator --run-dir DIR`.
+"""Hosts one run: `python -m subnet.orchestrator --run-dir DIR --network NETWORK --netuid N --wallet NAME ...`.
 
-Builds the parts and runs them; no logic. Its own process, small and without torch. Reads opening.json and
-registered.json of the run folder, keeps the journal and the objects there, and writes orchestrator.json once it
-listens. Exit codes: 0 stopped by SIGTERM or Ctrl-C, 2 the operator must act (one line says how).
+Builds the parts and runs them; no logic. Its own process, small and without torch. Reads opening.json of the run
+folder (and registered.json where there is no chain), keeps the journal and the objects there, and writes
+orchestrator.json once it listens. Only the subnet owner's hotkey may host: it publishes where it is on chain. Exit
+codes: 0 stopped by SIGTERM or Ctrl-C, 2 the operator must act (one line says how).
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from loguru import logger
 from subnet import config, telemetry
 from subnet.chain.subtensor import SubtensorChain
 from subnet.config import OrchestratorConfig
+from subnet.coordination.state import State
 from subnet.errors import ConfigError
-from subnet.orchestrator import registrations
+from subnet.orchestrator import anchoring, registrations, tuning
+from subnet.orchestrator.anchoring import Publisher
+from subnet.orchestrator.errands import patiently
 from subnet.orchestrator.service import Service, read_state
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import RunOpened, RunResumed
@@ -43,59 +47,130 @@ def opening(folder: Path) -> RunOpened:
         raise ConfigError("--run-dir", f"{path}: {error}", "prepare the run again with this version") from None
 
 
-def announce(folder: Path, url: str, hotkey: str) -> None:
-    """Say where the run is hosted, once it listens."""
+def announce(folder: Path, url: str, public: tuple[str, ...], hotkey: str) -> None:
+    """Say where the run is hosted, once it listens: for this machine, and for others."""
     beside = folder / "orchestrator.json.partial"
-    beside.write_bytes(msgspec.json.encode({"url": url, "hotkey": hotkey, "pid": os.getpid()}))
+    beside.write_bytes(msgspec.json.encode({"url": url, "public": public, "hotkey": hotkey, "pid": os.getpid()}))
     beside.replace(folder / "orchestrator.json")
+
+
+class Host:
+    """The parts of one hosted run. `state` is what its journal leads to; None for a new run."""
+
+    def __init__(
+        self,
+        settings: OrchestratorConfig,
+        keypair: Keypair,
+        runtime: Runtime,
+        opened: RunOpened,
+        journal: SqlJournal,
+        state: State | None,
+    ) -> None:
+        self._settings, self._keypair, self._runtime = settings, keypair, runtime
+        self._opened, self._state = opened, state
+        self._hotkey, self._folder = Hotkey(keypair.ss58_address), Path(settings.run_dir)
+        self._store = FileObjectStore(
+            self._folder / "objects", "", runtime.random_bytes(GRANT_SECRET_BYTES), runtime.now
+        )
+        named = settings.network != ""
+        self._chain = SubtensorChain(settings.network, settings.netuid, keypair, runtime) if named else None
+        self._service = Service(journal, self._store, runtime, self._hotkey, state, chain=self._chain)
+        self._server = ControlServer(self._service, self._store, keypair, runtime.now)
+
+    async def run(self) -> None:
+        """Until cancelled. Raises ConfigError, alone or in a group."""
+        try:
+            is_owner = await self._is_owner()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._service.run(lambda: self._begin(group, is_owner)))
+                group.create_task(self._server.failure())
+        finally:
+            await self._server.stop()
+            self._store.close()
+            if self._chain is not None:
+                await self._chain.close()
+
+    # ---- beginning ---------------------------------------------------------------------------------------------------
+
+    async def _is_owner(self) -> bool:
+        """Whether the chain says so; it is not asked for long when the run goes on. Raises ConfigError when it denies.
+
+        A run that goes on without an answer is asked for it again, before anything is published.
+        """
+        return await anchoring.at_start(self._check_owner, self._runtime, goes_on=self._state is not None)
+
+    async def _check_owner(self) -> None:
+        if self._chain is not None:
+            await self._chain.check()
+            await anchoring.check_owner(self._chain, self._hotkey, self._settings.netuid)
+
+    async def _begin(self, group: asyncio.TaskGroup, is_owner: bool) -> None:
+        """The first records of this process, then listen."""
+        service, settings, rules = self._service, self._settings, self._settings.config
+        if self._state is None:
+            target = settings.epochs or self._opened.target_epochs
+            await service.open(msgspec.structs.replace(self._opened, target_epochs=target))
+        else:
+            await service.submit(RunResumed(target_epochs=settings.epochs or self._state.target_epochs))
+        if rules:
+            await tuning.update(Path(rules), service)
+            group.create_task(tuning.watch(Path(rules), service, self._runtime))
+        await self._learn_registrations(group, is_owner)
+        url, public = await self._listen()
+        if self._chain is not None:
+            publisher = Publisher(self._chain, service, self._hotkey, public, self._runtime)
+            group.create_task(self._publish(publisher, is_owner))
+        announce(self._folder, url, public, self._hotkey)
+        logger.info("run {} at {}", self._opened.spec.run_id, " and ".join(public))
+
+    async def _learn_registrations(self, group: asyncio.TaskGroup, chain_answers: bool) -> None:
+        chain, service, runtime = self._chain, self._service, self._runtime
+        if chain is not None:
+            if chain_answers:
+                goes_on = self._state is not None
+                await anchoring.at_start(
+                    lambda: registrations.update_from_chain(chain, service), runtime, goes_on=goes_on
+                )
+            group.create_task(registrations.watch_chain(chain, service, runtime))
+        else:
+            file = self._folder / "registered.json"
+            await registrations.update(file, service)
+            group.create_task(registrations.watch(file, service, runtime))
+
+    async def _listen(self) -> tuple[str, tuple[str, ...]]:
+        """Where, for this machine, and as others know it."""
+        settings = self._settings
+        try:
+            port = await self._server.start(settings.host, settings.port)
+        except OSError as error:
+            problem = f"{settings.port} on {settings.host} cannot be used ({error.strerror})"
+            raise ConfigError("--port", problem, "name another port, or another --host") from None
+        public = anchoring.urls_of(settings.public_url, settings.host, port, settings.network)
+        self._store.base_url = public[0]
+        return anchoring.local_url(settings.host, port), public
+
+    async def _publish(self, publisher: Publisher, is_owner: bool) -> None:
+        if not is_owner:
+            await patiently(self._check_owner, self._runtime)
+        await publisher.run()
 
 
 async def host(settings: OrchestratorConfig, keypair: Keypair, runtime: Runtime) -> None:
     """Until cancelled."""
     folder = Path(settings.run_dir)
     opened = opening(folder)
+    if not settings.network and opened.spec.audit.rate > 0:
+        raise ConfigError("--network", "is missing, and this run's audits are drawn by a chain", "name the chain")
+    anchoring.urls_of(settings.public_url, settings.host, settings.port, settings.network)
     url = settings.journal_url or f"sqlite+aiosqlite:///{folder / 'journal.sqlite'}"
     journal = await SqlJournal.open(url)
     try:
         state = await read_state(journal)
         if state is not None and not settings.resume:
             raise ConfigError("--run-dir", "its journal already holds a run", "continue it with --resume")
-        store = FileObjectStore(folder / "objects", "", runtime.random_bytes(GRANT_SECRET_BYTES), runtime.now)
-        registered = folder / "registered.json"
-        chain = SubtensorChain(settings.network, settings.netuid, keypair, runtime) if settings.network else None
-        if chain is not None:
-            await chain.check()
-        elif opened.spec.audit.rate > 0:
-            raise ConfigError("--network", "is missing, and this run's audits are drawn by a chain", "name the chain")
-        service = Service(journal, store, runtime, Hotkey(keypair.ss58_address), state, chain=chain)
-        server = ControlServer(service, store, keypair, runtime.now)
-
-        async def begin() -> None:
-            if state is None:
-                target = settings.epochs or opened.target_epochs
-                await service.open(msgspec.structs.replace(opened, target_epochs=target))
-            else:
-                await service.submit(RunResumed(target_epochs=settings.epochs or state.target_epochs))
-            if chain is not None:
-                await registrations.update_from_chain(chain, service)
-                group.create_task(registrations.watch_chain(chain, service, runtime))
-            else:
-                await registrations.update(registered, service)
-                group.create_task(registrations.watch(registered, service, runtime))
-            port = await server.start(settings.host, settings.port)
-            store.base_url = f"http://{settings.host}:{port}"
-            announce(folder, store.base_url, keypair.ss58_address)
-            logger.info("run {} at {}", opened.spec.run_id, store.base_url)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(service.run(begin))
-                group.create_task(server.failure())
-        finally:
-            await server.stop()
-            store.close()
-            if chain is not None:
-                await chain.close()
+        if settings.config:
+            tuning.read(Path(settings.config))  # a mistake stops the start before anything is journaled
+        await Host(settings, keypair, runtime, opened, journal, state).run()
     finally:
         await journal.close()
 
@@ -105,13 +180,20 @@ async def until_stopped(settings: OrchestratorConfig, keypair: Keypair) -> None:
     try:
         await host(settings, keypair, SystemRuntime())
     except* ConfigError as group:
-        raise group.exceptions[0] from None
+        raise first(group) from None
+
+
+def first(error: BaseException) -> BaseException:
+    """Of errors that ended several tasks together."""
+    return first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def main(argv: list[str]) -> int:
     with config.one_line_errors():
         settings = config.parse(OrchestratorConfig, argv, "python -m subnet.orchestrator")
-        keypair = open_hotkey(str(Path(settings.run_dir) / "wallets"), "orchestrator", "default")
+        keypair = open_hotkey(
+            settings.wallet_path or str(Path(settings.run_dir) / "wallets"), settings.wallet, settings.wallet_hotkey
+        )
         telemetry.set_up("orchestrator", keypair.ss58_address, settings.log_level)
         try:
             asyncio.run(until_stopped(settings, keypair))

@@ -26,6 +26,13 @@ Errand = CheckObject | RecomputeShard | ReadChain | DrawSecret | DropEpoch
 SECRET_BYTES = 32
 RETRY_S = 2.0
 """Between two tries of a store or a chain that is away."""
+MOVING_BY_THEMSELVES = {
+    "difficulty": "rises with every proof-of-work registration and falls back from block to block (burn_half_life)",
+    "burn": "the same for the price in TAO; the runtimes known so far list min_burn and max_burn instead",
+}
+"""Figures among the chain's hyperparameters that nobody sets, with what moves them: no news to the run."""
+_INT_MAX = 2**63 - 1
+"""Larger whole numbers do not travel in every encoding."""
 
 T = TypeVar("T")
 
@@ -38,16 +45,16 @@ async def carry_out(
         case DrawSecret():
             return SecretDrawn(epoch=errand.epoch, secret=runtime.random_bytes(SECRET_BYTES).hex())
         case CheckObject():
-            return await _patiently(lambda: inspection.check(spec, store, errand, runtime), runtime)
+            return await patiently(lambda: inspection.check(spec, store, errand, runtime), runtime)
         case RecomputeShard():
-            return await _patiently(lambda: inspection.recompute(spec, store, errand, runtime), runtime)
+            return await patiently(lambda: inspection.recompute(spec, store, errand, runtime), runtime)
         case ReadChain():
             if chain is None:
                 raise InvariantViolation("this run has audits, and no chain whose blocks could draw them")
-            return await _patiently(lambda: read_chain(chain, errand.closes), runtime)
+            return await patiently(lambda: read_chain(chain, errand.closes), runtime)
         case DropEpoch():
             prefix = keys.epoch_prefix(spec.run_id, errand.epoch)
-            dropped = await _patiently(lambda: store.delete_prefix(prefix), runtime)
+            dropped = await patiently(lambda: store.delete_prefix(prefix), runtime)
             logger.debug("epoch {} is behind the window: {} objects deleted", errand.epoch, dropped)
             return None
         case _ as never:
@@ -55,7 +62,10 @@ async def carry_out(
 
 
 async def read_chain(chain: Chain, closes: Epoch | None) -> ChainSeen:
-    """What the chain says; to draw an epoch's audits, at the first block that nobody could know when it closed."""
+    """What the chain says; to draw an epoch's audits, at the first block that nobody could know when it closed.
+
+    Hyperparameters are those that somebody sets: what moves by itself is left out.
+    """
     newest = await chain.wait_for_block(0)
     block = newest if closes is None else await chain.wait_for_block(newest.number + 1)
     subnet = await chain.subnet()
@@ -65,13 +75,23 @@ async def read_chain(chain: Chain, closes: Epoch | None) -> ChainSeen:
         owner_uid=subnet.owner_uid,
         neurons=tuple(sorted(subnet.neurons, key=lambda neuron: neuron.uid)),
         closes=closes,
+        tempo=subnet.tempo,
+        hyperparameters={
+            name: float(value) if value > _INT_MAX else value  # fixed-point bits may have 128
+            for name, value in sorted(subnet.hyperparameters.items())
+            if name not in MOVING_BY_THEMSELVES
+        },
     )
 
 
-async def _patiently(attempt: Callable[[], Awaitable[T]], runtime: Runtime) -> T:
+async def patiently(attempt: Callable[[], Awaitable[T]], runtime: Runtime) -> T:
+    """What `attempt` gives, tried again while the outside is away; one log line for each change of what is wrong."""
+    said = ""
     while True:
         try:
             return await attempt()
         except Unavailable as error:
-            logger.warning("no answer, trying again: {}", error)
+            if str(error) != said:
+                said = str(error)
+                logger.warning("no answer, trying again: {}", said)
             await runtime.sleep(RETRY_S)

@@ -13,16 +13,19 @@ import msgspec
 from loguru import logger
 
 from subnet.chain.base import Chain
+from subnet.coordination.audit_state import Chain as Known
 from subnet.errors import ConfigError, Unavailable
 from subnet.orchestrator.errands import read_chain
 from subnet.orchestrator.service import Service
 from subnet.protocol.ids import Hotkey
-from subnet.protocol.messages import Registered
+from subnet.protocol.messages import ChainSeen, Registered
 from subnet.runtime import Runtime
 
 LOOK_EVERY_S = 2.0
 STAKE_MOVED = 0.05
 """A stake is told again when it moved by this share: it only weighs verdicts."""
+RULES_EVERY_BLOCKS = 5
+"""Hyperparameters alone make a record this often at most: a new runtime may list one that moves by itself."""
 
 
 async def update(path: Path, service: Service) -> None:
@@ -36,14 +39,21 @@ async def update(path: Path, service: Service) -> None:
 
 
 async def update_from_chain(chain: Chain, service: Service) -> None:
-    """Submit what the chain says when uids, permits or stakes differ from what the run knows. Raises Unavailable."""
+    """Submit what the chain says when it differs from what the run knows. Raises Unavailable."""
     seen = await read_chain(chain, None)
-    known, stakes = service.state.pay.chain, {n.hotkey: n.stake for n in seen.neurons}
+    if is_news(seen, service.state.pay.chain):
+        await service.submit(seen)
+
+
+def is_news(seen: ChainSeen, known: Known) -> bool:
+    """Whether uids, permits, stakes or hyperparameters are others than the run knows."""
+    stakes = {n.hotkey: n.stake for n in seen.neurons}
     same_uids = known.uids == {n.hotkey: n.uid for n in seen.neurons}
     same_permits = known.permits == [n.hotkey for n in seen.neurons if n.permit]
     moved = any(abs(stake - known.stake.get(h, 0.0)) > STAKE_MOVED * max(1.0, stake) for h, stake in stakes.items())
-    if not same_uids or not same_permits or moved:
-        await service.submit(seen)
+    same_rules = (seen.tempo, seen.hyperparameters) == (known.tempo, known.hyperparameters)
+    tuned = not same_rules and seen.block - known.block >= RULES_EVERY_BLOCKS
+    return not same_uids or not same_permits or moved or tuned
 
 
 async def watch_chain(chain: Chain, service: Service, runtime: Runtime) -> NoReturn:

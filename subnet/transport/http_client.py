@@ -8,9 +8,7 @@ sleep and randomness come from the runtime.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from functools import partial
 from typing import TypeVar
 
@@ -24,12 +22,16 @@ from subnet.protocol.messages import Message, Refusal, Reply, Request
 from subnet.protocol.public import PublicPage
 from subnet.protocol.reasons import Reason
 from subnet.runtime import Runtime
+from subnet.transport.http_session import HttpSession, answer_within, answered, read_bounded, without_grant
 from subnet.transport.signing import SIGNATURE_HEADER, Keypair, RequestSigner
+
+__all__ = ["HttpControlClient", "HttpJournalReader", "HttpObjectClient", "HttpSession", "discover", "read_status"]
 
 T = TypeVar("T")
 _CONTROL_PATH = "/v1/control"
 _STATUS_PATH = "/v1/status"
 _JOURNAL_PATH = "/v1/journal"
+_OBJECTS_PATH = "/objects/"
 _MIB = 1 << 20
 REPLY_BYTES_MAX = 32 * _MIB
 """A merge's work names the chunk digests of every replica: megabytes for large stages."""
@@ -40,8 +42,6 @@ ATTEMPTS = 4
 """For one object transfer or piece of it."""
 BACKOFF_S = 0.2
 BACKOFF_MAX_S = 5.0
-_KEEP_ALIVE_S = 60.0
-_CONNECT_TIMEOUT_S = 10.0
 _SEND_BYTES = 1 << 18
 _JSON = {hdrs.CONTENT_TYPE: "application/json"}
 _NOT_JSON = (msgspec.MsgspecError, UnicodeError, RecursionError)
@@ -49,35 +49,6 @@ _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
 _decode_refusal = msgspec.json.Decoder(Refusal).decode
 _decode_page = msgspec.json.Decoder(PublicPage).decode
-
-
-class HttpSession:
-    """One pool of kept-alive connections, shared by the clients of one role; the last one to close ends it."""
-
-    def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
-        self._users = 0
-
-    def retain(self) -> None:
-        self._users += 1
-
-    async def release(self) -> None:
-        self._users -= 1
-        if self._users <= 0 and self._session is not None:
-            session, self._session = self._session, None
-            await session.close()
-
-    def open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE),
-                read_bufsize=1 << 18,
-            )
-        return self._session
 
 
 class _Client:
@@ -108,20 +79,35 @@ class HttpControlClient(_Client):
     ) -> None:
         super().__init__(session)
         self.run_id = run_id
-        self._url = url.rstrip("/") + _CONTROL_PATH
+        self.answers = True
+        """Whether the last call had an answer of the orchestrator's."""
+        self.move(url)
         self._signer = RequestSigner(keypair, orchestrator, runtime.now)
         self._reply_bytes_max = reply_bytes_max
 
+    def move(self, url: str) -> None:
+        """The same orchestrator is at another address: later calls go there."""
+        self._url = url.rstrip("/") + _CONTROL_PATH
+
     async def call(self, message: Message, spec_digest: Digest | None, timeout_s: float) -> Reply:
+        try:
+            reply = await self._call(message, spec_digest, timeout_s)
+        except (Unavailable, PeerFault):
+            self.answers = False
+            raise
+        self.answers = True
+        return reply
+
+    async def _call(self, message: Message, spec_digest: Digest | None, timeout_s: float) -> Reply:
         if self._session is None:
             raise Unavailable("the control client is closed")
         body = _encode(Request(run_id=self.run_id, spec_digest=spec_digest, message=message))
         headers, nonce = self._signer.sign(_CONTROL_PATH, body)
         async with (
-            _answer_within(timeout_s),
+            answer_within(timeout_s),
             self._session.open().post(self._url, data=body, headers=_JSON | headers, allow_redirects=False) as response,
         ):
-            data = await _read_bounded(response, self._reply_bytes_max)
+            data = await read_bounded(response, self._reply_bytes_max)
             if SIGNATURE_HEADER not in response.headers and (response.status == 429 or response.status >= 500):
                 raise Unavailable(f"{self._url} answered {response.status}")
             self._signer.check_reply(response.headers, _CONTROL_PATH, nonce, data)
@@ -136,14 +122,18 @@ class HttpJournalReader(_Client):
 
     def __init__(self, session: HttpSession, url: str) -> None:
         super().__init__(session)
+        self.move(url)
+
+    def move(self, url: str) -> None:
+        """The same journal is at another address."""
         self._url = url.rstrip("/") + _JOURNAL_PATH
 
     async def read(self, start: int, limit: int, timeout_s: float) -> PublicPage:
         if self._session is None:
             raise Unavailable("the journal reader is closed")
         url = f"{self._url}?start={start}&limit={limit}"
-        async with _answer_within(timeout_s), self._session.open().get(url, allow_redirects=False) as response:
-            data = await _read_bounded(response, REPLY_BYTES_MAX)
+        async with answer_within(timeout_s), self._session.open().get(url, allow_redirects=False) as response:
+            data = await read_bounded(response, REPLY_BYTES_MAX)
         if response.status == 429 or response.status >= 500:
             raise Unavailable(f"{self._url} answered {response.status}")
         try:
@@ -158,36 +148,48 @@ class HttpObjectClient(_Client):
     def __init__(self, session: HttpSession, runtime: Runtime) -> None:
         super().__init__(session)
         self._runtime = runtime
+        self._moved_from: tuple[str, ...] = ()
+        self._moved_to = ""
+
+    def move(self, url: str, known: Collection[str]) -> None:
+        """What the orchestrator serves itself, under any of its `known` addresses, is read and written at `url`.
+
+        A grant names the address that the orchestrator prefers; it holds at every one of them.
+        """
+        self._moved_from = tuple(f"{one.rstrip('/')}{_OBJECTS_PATH}" for one in known if one != url)
+        self._moved_to = f"{url.rstrip('/')}{_OBJECTS_PATH}"
 
     async def get(self, url: str, offset: int, size_bytes: int, timeout_s: float) -> bytes:
+        url = self._reachable(url)
         pieces: list[bytes] = []
-        async with _answer_within(timeout_s):
+        async with answer_within(timeout_s):
             for start in range(0, max(size_bytes, 1), PIECE_BYTES):
                 length = min(PIECE_BYTES, size_bytes - start)
                 pieces.append(await self._retried(partial(self._get_piece, url, offset + start, length)))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def put(self, url: str, data: bytes, timeout_s: float) -> None:
-        async with _answer_within(timeout_s):
+        url = self._reachable(url)
+        async with answer_within(timeout_s):
             await self._retried(partial(self._put_once, url, data))
 
     async def _get_piece(self, url: str, offset: int, length: int) -> bytes:
         headers = {hdrs.RANGE: f"bytes={offset}-{offset + length - 1}"} if length else {}
-        async with _answered(), self._open().get(url, headers=headers, allow_redirects=False) as response:
+        async with answered(), self._open().get(url, headers=headers, allow_redirects=False) as response:
             if response.status not in (200, 206):
                 raise await _object_fault(response)
             if response.status == 200 and offset:
-                raise PeerFault(Reason.BAD_OBJECT, "the store does not serve ranges", _without_grant(url))
-            data = await _read_bounded(response, length)
+                raise PeerFault(Reason.BAD_OBJECT, "the store does not serve ranges", without_grant(url))
+            data = await read_bounded(response, length)
         if len(data) != length:
             sentence = f"the object ends after {offset + len(data)} bytes, {offset + length} were expected"
-            raise PeerFault(Reason.BAD_SIZE, sentence, _without_grant(url))
+            raise PeerFault(Reason.BAD_SIZE, sentence, without_grant(url))
         return data
 
     async def _put_once(self, url: str, data: bytes) -> None:
         headers = {hdrs.CONTENT_LENGTH: str(len(data))}
         body = data if len(data) <= _SEND_BYTES else _slices(data)
-        async with _answered(), self._open().put(url, data=body, headers=headers, allow_redirects=False) as response:
+        async with answered(), self._open().put(url, data=body, headers=headers, allow_redirects=False) as response:
             if response.status not in (200, 201, 204):
                 raise await _object_fault(response)
 
@@ -199,6 +201,10 @@ class HttpObjectClient(_Client):
                 fraction = int.from_bytes(self._runtime.random_bytes(4), "big") / 2**32
                 await self._runtime.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2**failures) * (0.5 + fraction / 2))
         return await attempt()
+
+    def _reachable(self, url: str) -> str:
+        before = next((one for one in self._moved_from if url.startswith(one)), None)
+        return url if before is None else self._moved_to + url.removeprefix(before)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -214,8 +220,8 @@ async def read_status(url: str, timeout_s: float = 10.0) -> bytes:
     session = HttpSession()
     session.retain()
     try:
-        async with _answer_within(timeout_s), session.open().get(url.rstrip("/") + _STATUS_PATH) as response:
-            data = await _read_bounded(response, STATUS_BYTES_MAX)
+        async with answer_within(timeout_s), session.open().get(url.rstrip("/") + _STATUS_PATH) as response:
+            data = await read_bounded(response, STATUS_BYTES_MAX)
             if response.status != 200:
                 raise Unavailable(f"{url} answered {response.status} to {_STATUS_PATH}")
         return data
@@ -239,42 +245,9 @@ class _PublicStatus(msgspec.Struct):
     orchestrator: str
 
 
-@asynccontextmanager
-async def _answered() -> AsyncIterator[None]:
-    try:
-        yield
-    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-        raise
-    except (aiohttp.ClientError, OSError) as error:
-        raise Unavailable(f"no answer: {error or type(error).__name__}") from None
-
-
-@asynccontextmanager
-async def _answer_within(timeout_s: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(timeout_s), _answered():
-            yield
-    except TimeoutError:
-        raise Unavailable(f"no answer within {timeout_s:g} s") from None
-
-
-async def _read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-    """The body, or PeerFault as soon as it is known to be larger than `bytes_max`."""
-    length = response.content_length
-    if length is not None and length <= bytes_max:
-        return await response.read()
-    data = bytearray()
-    while length is None and len(data) <= bytes_max:
-        if not (chunk := await response.content.readany()):
-            return bytes(data)
-        data += chunk
-    response.close()
-    raise PeerFault(Reason.OVERSIZED, f"the answer has more than {bytes_max} bytes", _without_grant(str(response.url)))
-
-
 async def _object_fault(response: aiohttp.ClientResponse) -> PeerFault | Unavailable:
     """What a store's refusal means to the caller."""
-    status, url = response.status, _without_grant(str(response.url))
+    status, url = response.status, without_grant(str(response.url))
     if status == 429 or status >= 500:
         return Unavailable(f"the store answered {status} for {url}")
     if status == 404:
@@ -282,16 +255,11 @@ async def _object_fault(response: aiohttp.ClientResponse) -> PeerFault | Unavail
     if status == 416:
         return PeerFault(Reason.BAD_SIZE, f"the object at {url} is shorter than was said", url)
     try:
-        notice = _decode_refusal(await _read_bounded(response, _MIB)).notice
+        notice = _decode_refusal(await read_bounded(response, _MIB)).notice
         return PeerFault(notice.reason, notice.sentence, url)
     except (*_NOT_JSON, PeerFault):
         reason = Reason.NOT_ALLOWED if status in (401, 403) else Reason.BAD_SIZE
         return PeerFault(reason, f"the store answered {status} for {url}", url)
-
-
-def _without_grant(url: str) -> str:
-    """Errors are logged and recorded; grants are secrets."""
-    return url.partition("?")[0]
 
 
 async def _slices(data: bytes) -> AsyncIterator[memoryview]:
