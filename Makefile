@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup localnet test bench lint clean
+.PHONY: help setup localnet test walk bench lint clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,6 +30,9 @@ localnet: $(STAMP) ## run the whole subnet on this machine on real text; ARGS="-
 test: $(STAMP) ## type check and all tests; ARGS="-k name" picks some
 	@$(PY) -m mypy
 	@$(PY) -m pytest $(ARGS)
+
+walk: $(STAMP) ## type the README's walk with btcli, every command, as a newcomer would
+	@$(PY) -m pytest tests/integration/test_walk.py $(ARGS)
 
 bench: $(STAMP) ## print the benchmark table and write bench.json
 	@$(PY) -m subnet.simulation.bench $(ARGS)

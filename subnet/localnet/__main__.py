@@ -13,8 +13,8 @@ from collections.abc import Sequence
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 finished, 1 failed, 2 an operator's mistake, 130 interrupted."""
     from subnet import config
-    from subnet.localnet.folder import open_plan
     from subnet.localnet.launcher import launch
+    from subnet.localnet.plan import open_plan
     from subnet.runtime import SystemRuntime
 
     runtime = SystemRuntime()

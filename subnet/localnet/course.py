@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from subnet.localnet.progress import Status
+from subnet.localnet.public_status import Status
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS_MAX = 24

@@ -6,6 +6,7 @@ ready, and nothing about when they are needed. An operator's mistake that a chil
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -13,16 +14,17 @@ import msgspec
 from subnet.config import LocalnetConfig
 from subnet.errors import ConfigError, SubnetError
 from subnet.localnet.cast import Part
-from subnet.localnet.chain_setup import BLOCK_S, OnChain, genesis
-from subnet.localnet.folder import Participants, Plan, RunFolder, TextFacts, free_port
+from subnet.localnet.chain_genesis import BLOCK_S, PORTS, genesis
+from subnet.localnet.folder import OnChain, Participants, RunFolder, TextFacts, on_chain
+from subnet.localnet.plan import Plan, bind
 from subnet.localnet.processes import SOURCES, Child, Processes, ended
 from subnet.runtime import Runtime
 
 LOOK_EVERY_S = 0.1
 START_TIMEOUT_S = 60.0
 """For the chain and the orchestrator to listen."""
-
-
+FOUND_ELSEWHERE = {"IOTA_ORCHESTRATOR": ""}
+"""Neurons of a local run find its orchestrator by netuid, whatever the operator's environment says."""
 LEAN = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "2"}
 """For the orchestrator, on glibc: a tensor on its way is given back to the system at once and leaves no hole behind."""
 
@@ -49,25 +51,48 @@ class Crew:
         return participants, msgspec.json.decode(self._folder.text_facts.read_bytes(), type=TextFacts)
 
     async def start_chain(self) -> Child:
-        """The local chain, with the run's subnet on it."""
-        self._folder.chain_address.unlink(missing_ok=True)
+        """The local chain: where it was before if that is free, otherwise at the first free port."""
         self._folder.chain.mkdir(exist_ok=True)
         (self._folder.chain / "genesis.json").write_bytes(msgspec.json.encode(genesis(self._folder)))
-        options = ["--state", str(self._folder.chain), "--port", "0", "--block", f"{BLOCK_S:g}s"]
-        chain = await self._processes.start("chain", ["-m", "subnet.chain.local", *options, *self._level()])
-        await self._listens(chain, self._folder.chain_address)
-        await self._to_its_end("chain-setup", "subnet.localnet.chain_setup")
-        # the address may be another one than before a resume, the subnet is the same
-        network = str(msgspec.json.decode(self._folder.chain_address.read_bytes())["url"])
-        netuid = msgspec.json.decode(self._folder.subnet.read_bytes(), type=OnChain).netuid
-        self.on_chain = OnChain(network=network, netuid=netuid)
-        return chain
+        before = on_chain(self._folder)
+        ports = [port for port in ([before.port] if before is not None else []) + list(PORTS) if _is_free(port)]
+        for port in [*ports, bind()]:
+            child = await self.start_chain_at(port)
+            try:
+                await self._listens(child, self._folder.chain_address)
+            except ConfigError as error:
+                if error.field != "--port":
+                    raise
+                continue  # somebody else took it a moment ago
+            return child
+        raise LaunchFailed(f"no port is free for the local chain; see {self._folder.logs}")
+
+    async def start_chain_at(self, port: int) -> Child:
+        """Its process, from what is on disk. It listens when there is chain.json again."""
+        self._folder.chain_address.unlink(missing_ok=True)
+        options = ["--state", str(self._folder.chain), "--port", str(port), "--block", f"{BLOCK_S:g}s"]
+        return await self._processes.start("chain", ["-m", "subnet.chain.local", *options, *self._level()])
+
+    async def put_on_chain(self) -> Child:
+        """The process that reads the chain. Returns when the run's subnet is on it and was read for the first time."""
+        self._folder.reading.unlink(missing_ok=True)
+        child = await self.start_chain_watch()
+        await self._listens(child, self._folder.reading, math.inf)  # a block or two for each neuron
+        found = on_chain(self._folder)
+        assert found is not None, "the set-up ends with it"
+        self.on_chain = found
+        return child
+
+    async def start_chain_watch(self) -> Child:
+        return await self._processes.start("chain-watch", ["-m", "subnet.localnet.chain_watch", *self._in_folder()])
 
     async def start_orchestrator(self) -> Child:
-        port = self._settings.port or free_port()
+        port = self._settings.port or bind()
         self._folder.address.unlink(missing_ok=True)
         options = ["--host", "127.0.0.1", "--port", str(port), "--epochs", str(self._settings.epochs)]
         resume = ["--resume"] if self._resumed and self._folder.journal.exists() else []
+        if self._settings.config:
+            options += ["--config", self._settings.config]
         child = await self._processes.start(
             "orchestrator",
             ["-m", "subnet.orchestrator", *self._in_folder(), *options, *self._subnet(), *resume, *self._level()],
@@ -78,18 +103,10 @@ class Crew:
         return child
 
     async def start_miner(self, name: str, part: Part) -> Child:
-        program = str(SOURCES / "neurons" / "miner.py")
-        options = ["--device", self._settings.device, "--work-dir", str(self._folder.miner(name)), "--threads", "1"]
-        return await self._processes.start(
-            name, [program, *self._as_wallet("miners", name), *options, *part.flags, *self._level()]
-        )
+        return await self._start_neuron("miner", name, "miners", self._folder.miner(name), part.flags)
 
     async def start_validator(self, name: str) -> Child:
-        program = str(SOURCES / "neurons" / "validator.py")
-        options = ["--device", self._settings.device, "--work-dir", str(self._folder.validator(name)), "--threads", "1"]
-        return await self._processes.start(
-            name, [program, *self._as_wallet("validator", name), *self._subnet(), *options, *self._level()]
-        )
+        return await self._start_neuron("validator", name, "validator", self._folder.validator(name), [])
 
     async def sample(self) -> str:
         """Text generated from the last checkpoint."""
@@ -105,13 +122,22 @@ class Crew:
         if child.exit_code != 0:
             raise failure(child)
 
-    async def _listens(self, child: Child, address: Path) -> None:
-        deadline = self._runtime.now() + START_TIMEOUT_S
+    async def _start_neuron(self, program: str, name: str, wallet: str, work_dir: Path, flags: list[str]) -> Child:
+        """As on any network: netuid, network and wallet are all that it is told of the subnet."""
+        keys = ["--wallet", wallet, "--wallet-hotkey", name, "--wallet-path", str(self._folder.wallets)]
+        options = ["--device", self._settings.device, "--work-dir", str(work_dir), "--threads", "1", *flags]
+        path = str(SOURCES / "neurons" / f"{program}.py")
+        return await self._processes.start(
+            name, [path, *self._subnet(), *keys, *options, *self._level()], **FOUND_ELSEWHERE
+        )
+
+    async def _listens(self, child: Child, address: Path, timeout_s: float = START_TIMEOUT_S) -> None:
+        deadline = self._runtime.now() + timeout_s
         while not address.exists():
             if child.exit_code is not None:
                 raise failure(child)
             if self._runtime.now() > deadline:
-                raise LaunchFailed(f"{child.name} does not listen after {START_TIMEOUT_S:g}s; see {child.log}")
+                raise LaunchFailed(f"{child.name} does not listen after {timeout_s:g}s; see {child.log}")
             await self._runtime.sleep(LOOK_EVERY_S)
 
     def _in_folder(self) -> list[str]:
@@ -120,12 +146,16 @@ class Crew:
     def _subnet(self) -> list[str]:
         return ["--network", self.on_chain.network, "--netuid", str(self.on_chain.netuid)]
 
-    def _as_wallet(self, wallet: str, hotkey: str) -> list[str]:
-        path = str(self._folder.wallets)
-        return ["--orchestrator", self.url, "--wallet", wallet, "--wallet-hotkey", hotkey, "--wallet-path", path]
-
     def _level(self) -> list[str]:
         return ["--log-level", self._settings.log_level]
+
+
+def _is_free(port: int) -> bool:
+    try:
+        bind(port)
+    except OSError:
+        return False
+    return True
 
 
 def failure(child: Child) -> SubnetError:

@@ -1,8 +1,8 @@
-"""Faults on purpose: which miner dies, when it comes back, and who joins late.
+"""Faults on purpose: which miner dies, when it comes back, who joins late, and when the chain dies.
 
-Law: decides, does not act. The plan is a function of the seed, the times it is asked at and the miners that run then;
-the launcher kills and starts, and reports what happened. Times count from the first trained micro-batch: before it
-there is nothing to disturb.
+Law: decides, does not act. A plan is a function of the seed, the times it is asked at and what runs then; the keepers
+kill and start, and report what happened. Times count from the first trained micro-batch: before it there is nothing to
+disturb.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from subnet.protocol import draw
 
 RESTARTS_MAX = 5
 """How often a miner that dies by itself is started again."""
+CHAIN_STARTS_MAX = 5
+"""Starts of the chain after which it made no block, one after the other: then it is given up."""
 
 
 class Fault(StrEnum):
@@ -25,10 +27,15 @@ class Fault(StrEnum):
     DIED = "died"
     """By itself."""
     JOINED_LATE = "joined-late"
+    CHAIN_KILLED = "chain-killed"
+    CHAIN_DIED = "chain-died"
+
+
+# ---- miners ----------------------------------------------------------------------------------------------------------
 
 
 class FaultRecord(Struct, kw_only=True):
-    """One fault, for the report. Seconds since the launch."""
+    """One fault of a miner, for the report. Seconds since the launch."""
 
     fault: Fault
     miner: str
@@ -109,9 +116,7 @@ class FaultPlan:
         if waiting:
             waiting[-1].started_again_at_s = now_s
         else:
-            self.records.append(
-                FaultRecord(fault=Fault.JOINED_LATE, miner=miner, at_s=now_s, started_again_at_s=now_s)
-            )
+            self.records.append(FaultRecord(fault=Fault.JOINED_LATE, miner=miner, at_s=now_s, started_again_at_s=now_s))
 
     def ended(self, miner: str, now_s: float, exit_code: int, *, killed: bool) -> bool:
         """A miner's process ended without being asked to; whether it will be started again."""
@@ -139,3 +144,78 @@ class FaultPlan:
                 since.credit = credit.get(record.miner, 0.0)
             elif credit.get(record.miner, 0.0) > since.credit:
                 record.credited_again_at_s = now_s
+
+
+# ---- the chain -------------------------------------------------------------------------------------------------------
+
+
+class ChainFaultRecord(Struct, kw_only=True):
+    """One death of the local chain, for the report. Seconds since the launch."""
+
+    fault: Fault
+    at_s: float
+    exit_code: int
+    block: int
+    """The last one that it had made."""
+    started_again_at_s: float | None = None
+    """When it listened again."""
+    blocks_again_at_s: float | None = None
+    """When a later block was seen."""
+    weights_again_at_s: float | None = None
+    """When weights stood that were set in a later block."""
+    survived: bool = False
+    """Whether blocks went on and weights were set after it, or the last ones that the run wanted stood already."""
+
+
+class ChainFaultPlan:
+    """`kill_every_s` 0: it is never killed on purpose."""
+
+    def __init__(self, kill_every_s: float) -> None:
+        self._kill_every_s = kill_every_s
+        self._training_since_s: float | None = None
+        self._kills = 0
+        self._vain_starts = 0
+        """Starts since the last block that was seen."""
+        self._last_weights_stand = False
+        self.records: list[ChainFaultRecord] = []
+
+    def training_began(self, now_s: float) -> None:
+        if self._training_since_s is None:
+            self._training_since_s = now_s
+
+    def kill_is_due(self, now_s: float) -> bool:
+        """Whether to kill the chain now; it is taken as done. Kills that were due while it was away are left out."""
+        if self._training_since_s is None or not self._kill_every_s:
+            return False
+        due, before = int((now_s - self._training_since_s) / self._kill_every_s), self._kills
+        self._kills = max(due, before)
+        return due > before
+
+    def ended(self, now_s: float, exit_code: int, block: int, *, killed: bool) -> bool:
+        """Its process ended without being asked to, after `block`; whether it is worth starting again."""
+        fault = Fault.CHAIN_KILLED if killed else Fault.CHAIN_DIED
+        self.records.append(ChainFaultRecord(fault=fault, at_s=now_s, exit_code=exit_code, block=block))
+        self._vain_starts += 1
+        return self._vain_starts <= CHAIN_STARTS_MAX
+
+    def started(self, now_s: float) -> None:
+        """It listens again."""
+        for record in self.records:
+            if record.started_again_at_s is None:
+                record.started_again_at_s = now_s
+
+    def last_weights_stand(self) -> None:
+        """The run is finished, and its validators left with nothing to set any more."""
+        self._last_weights_stand = True
+
+    def observe(self, now_s: float, block: int, weights_block: int) -> None:
+        """The chain's newest block, and the newest one in which weights were set."""
+        if self.records and block > self.records[-1].block:
+            self._vain_starts = 0
+        for record in self.records:
+            if record.blocks_again_at_s is None and block > record.block:
+                record.blocks_again_at_s = now_s
+            if record.weights_again_at_s is None and weights_block > record.block:
+                record.weights_again_at_s = now_s
+            weights_stand = record.weights_again_at_s is not None or self._last_weights_stand
+            record.survived = record.blocks_again_at_s is not None and weights_stand

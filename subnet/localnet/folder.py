@@ -1,47 +1,29 @@
-"""The run folder: where everything of one local run lies, and how a run is opened or continued.
+"""The run folder: where everything of one local run lies, and who takes part in it.
 
     <run folder>/
       localnet.json     the settings of the run          opening.json   the run's first record (RunOpened)
       participants.json names and hotkeys                registered.json  hotkeys that may join
       prepared.json     what was made of the text        orchestrator.json  address, while it runs
       journal.sqlite    the record of everything         objects/       tensors and token files
-      chain/            the local chain                  subnet.json    where the subnet is on it
+      chain/            the local chain                  subnet.json    network and netuid of the subnet on it
+      reading.json      what that chain said last        sdk/           the SDK's caches of this run
       wallets/          keys without passwords           logs/, miners/   one file, one folder per process
 
-Law: mistakes of the operator end here, before any process is started. A run that was opened can always be continued;
-what its RunSpec fixes cannot be changed any more.
+Law: nothing of a local run is written anywhere else, but for the report and the tokenised text that runs share.
 """
 
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from subnet import config, presets
 from subnet.config import LocalnetConfig
 from subnet.errors import ConfigError
-from subnet.localnet.cast import Part, cast
-from subnet.model.split import split
 from subnet.protocol.ids import Hotkey
-
-FIXED_BY_THE_RUN = (
-    "stages",
-    "seed",
-    "text",
-    "preset",
-    "micro_batch_size",
-    "seq_len",
-    "num_microbatches_min",
-    "audit_rate",
-)
-NOT_KEPT = ("run_dir", "resume", "port")
 
 
 class Participants(Struct, frozen=True, kw_only=True):
@@ -112,6 +94,14 @@ class RunFolder(NamedTuple):
         return self.root / "subnet.json"
 
     @property
+    def reading(self) -> Path:
+        return self.root / "reading.json"
+
+    @property
+    def sdk(self) -> Path:
+        return self.root / "sdk"
+
+    @property
     def wallets(self) -> Path:
         return self.root / "wallets"
 
@@ -130,12 +120,22 @@ class RunFolder(NamedTuple):
         return self.root / "validators" / name
 
 
-class Plan(NamedTuple):
-    """A checked order to run."""
+class OnChain(Struct, frozen=True, kw_only=True):
+    """Where the subnet is: all that a newcomer must know."""
 
-    config: LocalnetConfig
-    folder: RunFolder
-    resumed: bool
+    network: str
+    netuid: int
+
+    @property
+    def port(self) -> int:
+        return int(self.network.rpartition(":")[2])
+
+
+def on_chain(folder: RunFolder) -> OnChain | None:
+    """As the run folder says it; None before there was a subnet."""
+    if not folder.subnet.exists():
+        return None
+    return msgspec.json.decode(folder.subnet.read_bytes(), type=OnChain)
 
 
 def miner_names(settings: LocalnetConfig) -> list[str]:
@@ -152,58 +152,6 @@ def late_miner_name(settings: LocalnetConfig) -> str | None:
     return f"miner-{settings.miners}" if settings.join_after_s else None
 
 
-def parts(settings: LocalnetConfig) -> dict[str, Part]:
-    """What each miner plays, the late joiner included. Raises ConfigError."""
-    late = late_miner_name(settings)
-    return dict(zip([*miner_names(settings), *([late] if late else [])], cast(settings), strict=True))
-
-
-def open_plan(given: Mapping[str, Any], now: float) -> Plan:
-    """From what the command line names to a run folder that is ready. Raises ConfigError."""
-    if given.get("resume"):
-        plan = _continued(given)
-    else:
-        settings = config.build(LocalnetConfig, given)
-        name = f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-seed{settings.seed}"
-        folder = RunFolder(Path(settings.run_dir or Path("runs") / name).expanduser().absolute())
-        if folder.settings.exists():
-            remedy = f"continue it with --resume {folder.root}, or name another folder"
-            raise ConfigError("--run-dir", f"{folder.root} already holds a run", remedy)
-        plan = Plan(settings, folder, resumed=False)
-    _check(plan.config)
-    make_writable("--run-dir", plan.folder.root)
-    make_writable("--report", Path(plan.config.report).expanduser().absolute().parent)
-    kept = msgspec.structs.replace(plan.config, **dict.fromkeys(NOT_KEPT[:2], ""), port=0)
-    config.save(kept, plan.folder.settings)
-    return plan
-
-
-def _continued(given: Mapping[str, Any]) -> Plan:
-    if given.get("run_dir"):
-        raise ConfigError("--run-dir", "does not go together with --resume", "give only --resume RUN_DIR")
-    folder = RunFolder(Path(given["resume"]).expanduser().absolute())
-    if not folder.settings.is_file():
-        raise ConfigError("--resume", f"{folder.root} holds no run", "name the folder of an earlier run")
-    before = config.load(LocalnetConfig, folder.settings)
-    for name in FIXED_BY_THE_RUN:
-        if name in given and given[name] != getattr(before, name):
-            problem = f"is {getattr(before, name)!r} in this run and cannot be changed"
-            raise ConfigError(config.flag(name), problem, "leave it out, or start a new run without --resume")
-    return Plan(msgspec.structs.replace(before, **given), folder, resumed=True)
-
-
-def _check(settings: LocalnetConfig) -> None:
-    """What would stop the run later, found before anything is started."""
-    size = presets.Size(settings.miners, settings.stages, settings.epochs, settings.num_microbatches_min)
-    preset = presets.choose(settings.preset, size)
-    split(preset.model, preset.boundary, settings.stages, settings.seq_len)
-    parts(settings)
-    if settings.text and not Path(settings.text).expanduser().exists():
-        raise ConfigError("--text", f"there is no {settings.text}", "name an existing text file or folder")
-    if settings.port:
-        _check_port_is_free(settings.port)
-
-
 def make_writable(field: str, folder: Path) -> None:
     """Creates the folder. Raises ConfigError naming `field` when nothing can be written there."""
     probe = folder / f".writable-{os.getpid()}"
@@ -214,20 +162,3 @@ def make_writable(field: str, folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(field, f"{folder} cannot be written ({reason})", "name a writable folder") from None
-
-
-def _check_port_is_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            problem = f"{port} on 127.0.0.1 cannot be used ({error.strerror})"
-            raise ConfigError("--port", problem, "name another port, or leave it out to get a free one") from None
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -6,17 +6,18 @@ emissions are the chain's own reading: nothing is computed a second way. Hotkeys
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from subnet.chain.base import Subnet
+from subnet.chain.base import Pay, Subnet
 from subnet.coordination.audit_state import Standing
 from subnet.coordination.settlement import Sheet, sheet
 from subnet.coordination.state import State
 from subnet.localnet.words import alphas, emissions
 from subnet.protocol.ids import Hotkey
+from subnet.protocol.messages import Anchored, Neuron
 from subnet.protocol.reasons import Reason
 from subnet.scoring.emission import payout_correlation
 
@@ -47,10 +48,13 @@ def _verdicts(standings: Iterable[Standing]) -> dict[str, int]:
     return {kind: sum(getattr(standing, kind) for standing in all_of) for kind in kinds}
 
 
-def pay(state: State, names: Mapping[str, str], subnet: Subnet | None) -> dict[str, Any]:
+def pay(
+    state: State, names: Mapping[str, str], subnet: Subnet | None, anchors: Sequence[Anchored] = ()
+) -> dict[str, Any]:
     """What follows from the journal for every hotkey that worked or joined, and what the chain paid last.
 
-    `payout_correlation` is Pearson's r of weights and verified work over the miners that failed nothing.
+    `payout_correlation` is Pearson's r of weights and verified work over the miners that failed nothing,
+    `incentive_correlation` that of the chain's incentive instead of weights; None where there is no chain.
     """
     now = sheet(state)
     work, slips = verified_work(now), []
@@ -65,6 +69,7 @@ def pay(state: State, names: Mapping[str, str], subnet: Subnet | None) -> dict[s
         "weights": {str(uid): weight for uid, weight in now.emission.weights.items()},
         "emission_alpha": {str(uid): amount for uid, amount in alpha.items()},
         "payout_correlation": payout_correlation({slip.hotkey: slip.weight for slip in slips}, honest),
+        "incentive_correlation": payout_correlation(incentives(subnet), honest) if subnet is not None else None,
         "pay": {
             names.get(slip.hotkey, slip.hotkey): {
                 "hotkey": slip.hotkey,
@@ -86,7 +91,7 @@ def pay(state: State, names: Mapping[str, str], subnet: Subnet | None) -> dict[s
             names.get(hotkey, hotkey): msgspec.to_builtins(report)
             for hotkey, report in sorted(state.pay.weights.items())
         },
-        "chain": _chain(subnet, names) if subnet is not None else None,
+        "chain": _chain(subnet, names, anchors) if subnet is not None else None,
     }
 
 
@@ -101,12 +106,32 @@ def verified_work(now: Sheet) -> dict[Hotkey, float]:
     return work
 
 
-def _chain(subnet: Subnet, names: Mapping[str, str]) -> dict[str, Any]:
+def incentives(subnet: Subnet) -> dict[Hotkey, float]:
+    """The chain's shares of the miners' part, by the hotkeys that hold the uids."""
+    return {neuron.hotkey: subnet.pay[neuron.uid].incentive for neuron in subnet.neurons if neuron.uid in subnet.pay}
+
+
+def _chain(subnet: Subnet, names: Mapping[str, str], anchors: Sequence[Anchored]) -> dict[str, Any]:
+    """The chain's last reading; every anchor that the journal holds; emissions are of the last chain epoch."""
     return {
         "block": subnet.block.number,
         "tempo": subnet.tempo,
         "owner_uid": subnet.owner_uid,
+        "hyperparameters": dict(sorted(subnet.hyperparameters.items())),
+        "anchors": [{"epoch": one.epoch, "index": one.index, "head": one.head, "block": one.block} for one in anchors],
         "emission_alpha_by_name": emissions(subnet, names),
+        "by_uid": {str(neuron.uid): _row(neuron, subnet, names) for neuron in subnet.neurons},
+    }
+
+
+def _row(neuron: Neuron, subnet: Subnet, names: Mapping[str, str]) -> dict[str, Any]:
+    pay = subnet.pay.get(neuron.uid, Pay(0.0, 0.0, 0.0))
+    return {
+        "name": names.get(neuron.hotkey, neuron.hotkey),
+        "hotkey": neuron.hotkey,
+        "stake_alpha": neuron.stake,
+        "permit": neuron.permit,
+        **pay._asdict(),
     }
 
 
@@ -114,7 +139,7 @@ def _chain(subnet: Subnet, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
-    """A line each: audits, pay, emission."""
+    """A line each: audits, pay, emission, anchors."""
     audited, slips, chain = report["audits"], report["pay"], report["chain"]
     failed = [one["name"] for one in audited["by_hotkey"].values() if one["failed"]]
     cost = audited["cost_share"]
@@ -125,16 +150,20 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     )
     honest = sum(slip["honest"] for slip in slips.values())
     unpaid = [f"{name} {slip['reason']}" for name, slip in slips.items() if slip["reason"] != Reason.PAID]
-    pay_line = (
-        f"pay       weights follow verified work with r = {report['payout_correlation']:.4f} over {honest} miners"
-        + (f"; unpaid{_who(unpaid)}" if unpaid else "")
-    )
+    follows = f"weights follow verified work with r = {report['payout_correlation']:.4f}"
+    if report["incentive_correlation"] is not None:
+        follows += f", incentive with r = {report['incentive_correlation']:.4f},"
+    pay_line = f"pay       {follows} over {honest} miners" + (f"; unpaid{_who(unpaid)}" if unpaid else "")
     if chain is None:
         return [audit_line, pay_line]
     paid = list(chain["emission_alpha_by_name"].items())
     more = f" and {len(paid) - NAMES_MAX} more" if len(paid) > NAMES_MAX else ""
     said = f"{alphas(paid[:NAMES_MAX])}{more} in the chain's last epoch" if paid else "none yet"
-    return [audit_line, pay_line, f"emission  {said} (block {chain['block']})"]
+    lines = [audit_line, pay_line, f"emission  {said} (block {chain['block']})"]
+    if anchors := chain["anchors"]:
+        blocks = ", ".join(str(one["block"]) for one in anchors[-NAMES_MAX:])
+        lines.append(f"anchors   {len(anchors)} heads of the journal on chain, the last in blocks {blocks}")
+    return lines
 
 
 def _who(names: list[str]) -> str:

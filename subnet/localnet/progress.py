@@ -1,171 +1,22 @@
-"""What the operator sees while a local run is on, as plain lines made from the orchestrator's public status.
+"""What the operator sees while a local run is on, as plain lines made from the public status and the chain's reading.
 
-Law: reads GET /v1/status, and the chain's own reading for what was paid, and nothing else: everything shown here is
-there for everybody. `Progress.lines` is a pure function of what was seen so far; a line appears when something changed,
-and a summary at most every ten seconds. A status may lack any field, and may have more than are read here. `view` shows
-the same on a terminal.
+Law: everything shown here is there for everybody. `Progress.lines` is a pure function of what was seen so far; a line
+appears when something changed, and a summary at most every ten seconds. `view` shows the same on a terminal.
 """
 
 from __future__ import annotations
 
-import asyncio
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-import msgspec
-from msgspec import Struct, field
-
 from subnet.chain.base import Subnet
+from subnet.localnet.public_status import Audits, Pay, Replica, Status, Verdicts, WeightsReport
 from subnet.localnet.words import alphas, emissions, name_of, printable, why
 from subnet.protocol.reasons import Reason
 
 SUMMARY_EVERY_S = 10.0
-TIMEOUT_S = 3.0
 TOLD_AGAIN = 0.02
 """Emissions are told again when somebody's share of them changed by as much."""
-
-# ---- the public status -----------------------------------------------------------------------------------------------
-
-
-class Replica(Struct):
-    hotkey: str = ""
-    live: bool = False
-    epoch_micro_batches: int = 0
-    credit: float = 0.0
-    reason: str = ""
-    sentence: str = ""
-    remedy: str = ""
-
-
-class Merge(Struct):
-    epoch: int = 0
-    shards: int = 0
-    lost: int = 0
-    single: int = 0
-    agreed: int = 0
-    disputed: int = 0
-
-
-class StageStatus(Struct):
-    stage: int = 0
-    epoch: int = 0
-    phase: str = ""
-    sentence: str = ""
-    replicas: list[Replica] = field(default_factory=list)
-    merges: list[Merge] = field(default_factory=list)
-    """The newest ones."""
-    reason: str = ""
-
-
-class Evaluation(Struct):
-    epoch: int = 0
-    loss: float = 0.0
-
-
-class Incident(Struct):
-    at: float = 0.0
-    reason: str = ""
-    sentence: str = ""
-    hotkey: str | None = None
-
-
-class Verdicts(Struct):
-    """Of one miner's audits, or of all."""
-
-    passed: int = 0
-    failed: int = 0
-    not_revealed: int = 0
-    unreadable: int = 0
-    sentence: str = ""
-
-
-class Audits(Verdicts):
-    open: int = 0
-    replay_s: float = 0.0
-    compute_s: float = 0.0
-    by_hotkey: dict[str, Verdicts] = field(default_factory=dict)
-
-    @property
-    def cost_share(self) -> float | None:
-        """Seconds of replay for one of training; None before there was any."""
-        return self.replay_s / self.compute_s if self.compute_s > 0 else None
-
-
-class Slip(Struct):
-    """What one hotkey is paid for, or why it is not."""
-
-    uid: int | None = None
-    score: float = 0.0
-    weight: float = 0.0
-    reason: str = ""
-    sentence: str = ""
-    remedy: str = ""
-
-
-class WeightsReport(Struct):
-    """What a validator said of the weights it has set; block 0: the chain did not take them."""
-
-    index: int = 0
-    block: int = 0
-    sentence: str = ""
-
-
-class Pay(Struct):
-    scores: dict[str, Slip] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-    validators: dict[str, WeightsReport] = field(default_factory=dict)
-
-
-class Chain(Struct):
-    block: int = 0
-
-
-class Status(Struct):
-    """The part of the public status that the launcher uses."""
-
-    finished: bool = False
-    tokens: int = 0
-    micro_batches: int = 0
-    in_flight: int = 0
-    loss: float | None = None
-    evaluations: list[Evaluation] = field(default_factory=list)
-    stages: list[StageStatus] = field(default_factory=list)
-    at: float = 0.0
-    target_epochs: int = 0
-    abandoned: int = 0
-    first_completed_at: float | None = None
-    last_completed_at: float = 0.0
-    incident_count: int = 0
-    incidents: list[Incident] = field(default_factory=list)
-    audits: Audits = field(default_factory=Audits)
-    pay: Pay = field(default_factory=Pay)
-    chain: Chain = field(default_factory=Chain)
-    outcomes: dict[str, int] = field(default_factory=dict)
-    refusals: dict[str, int] = field(default_factory=dict)
-
-    def credit(self) -> dict[str, float]:
-        """By hotkey."""
-        return {replica.hotkey: replica.credit for stage in self.stages for replica in stage.replicas}
-
-
-async def fetch(url: str) -> Status | None:
-    """The status of the orchestrator at `url`; None when it does not answer."""
-    return await asyncio.to_thread(_fetch, f"{url}/v1/status")
-
-
-def _fetch(url: str) -> Status | None:
-    # no proxy, whatever the environment says: the orchestrator is on this machine
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=TIMEOUT_S) as answer:
-            return msgspec.json.decode(answer.read(), type=Status)
-    except (OSError, urllib.error.URLError, msgspec.MsgspecError):
-        return None
-
-
-# ---- lines -----------------------------------------------------------------------------------------------------------
 
 
 class Progress:
@@ -183,6 +34,8 @@ class Progress:
         self._weights: dict[str, WeightsReport] = {}
         self._emissions: dict[str, float] = {}
         """Shares that were told last."""
+        self._anchored = -1
+        """The epoch whose anchor was told last."""
         self._summary_at_s = float("-inf")
         self._tokens = 0
 
@@ -194,6 +47,7 @@ class Progress:
             *self._losses(status),
             *self._audits(status.audits),
             *self._pay(status.pay),
+            *self._anchor(status),
             *(self._chain_epoch(subnet) if subnet is not None else ()),
             *self._summary(status, now_s),
         ]
@@ -268,6 +122,13 @@ class Progress:
                 self._weights[hotkey] = report
                 did = f"set weights of record {report.index}" if report.block else "could not set weights"
                 yield f"validator {self._name(hotkey)} {did}: {printable(report.sentence)}"
+
+    def _anchor(self, status: Status) -> Iterator[str]:
+        anchor = status.chain.anchor
+        if anchor is not None and anchor.epoch > self._anchored:
+            self._anchored = anchor.epoch
+            after = f"after {anchor.epoch} epochs" if anchor.epoch else "as the run begins"
+            yield f"anchored in block {anchor.block}: the journal's head at record {anchor.index}, {after}"
 
     def _chain_epoch(self, subnet: Subnet) -> Iterator[str]:
         paid = emissions(subnet, self._names)

@@ -15,7 +15,7 @@ from subnet.coordination import machine
 from subnet.coordination.state import MergeRecord, State
 from subnet.merging import compression
 from subnet.protocol.ids import Digest, Values
-from subnet.protocol.messages import Envelope
+from subnet.protocol.messages import Anchored, Envelope
 from subnet.storage.base import GENESIS_HEAD, Journal, JournalRecord
 
 PORTION = 500
@@ -27,6 +27,8 @@ class Fold(Struct):
     state: State
     records: int
     head: Digest
+    anchors: list[Anchored]
+    """Where the chain holds a head of it, in order."""
 
 
 async def fold(journal: Journal) -> Fold:
@@ -36,7 +38,8 @@ async def fold(journal: Journal) -> Fold:
     async for record in _records(journal):
         envelopes.append(decoder.decode(record.body))
         records, head = record.index + 1, record.head
-    return Fold(state=machine.replay(envelopes), records=records, head=head)
+    anchors = [envelope.message for envelope in envelopes if isinstance(envelope.message, Anchored)]
+    return Fold(state=machine.replay(envelopes), records=records, head=head, anchors=anchors)
 
 
 async def _records(journal: Journal) -> AsyncIterator[JournalRecord]:

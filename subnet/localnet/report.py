@@ -18,12 +18,14 @@ from msgspec import Struct, field
 from subnet.chain.base import Subnet
 from subnet.coordination.state import MergeRecord, State
 from subnet.localnet import pay_report
-from subnet.localnet.faults import Fault, FaultRecord
-from subnet.localnet.folder import Plan, RunFolder, TextFacts
+from subnet.localnet.faults import ChainFaultRecord, Fault, FaultRecord
+from subnet.localnet.folder import RunFolder, TextFacts
+from subnet.localnet.plan import Plan
 from subnet.localnet.record import fold, written_bytes
 from subnet.miner.receipts import RECEIPTS_FILE, credited, load_receipts
 from subnet.model.wire import bytes_per_token, ratio_vs_bf16
 from subnet.protocol.ids import Hotkey
+from subnet.protocol.tuning import differences
 from subnet.storage.sql import SqlJournal
 
 
@@ -35,6 +37,7 @@ class LaunchFacts(Struct):
     rss_peak_bytes: dict[str, int] = field(default_factory=dict)
     """By process name."""
     faults: list[FaultRecord] = field(default_factory=list)
+    chain_faults: list[ChainFaultRecord] = field(default_factory=list)
     sample: str = ""
 
 
@@ -54,12 +57,13 @@ async def write(
     state = folded.state
     report = {
         **training(state),
+        "tuned": tuned(state),
         "unigram_entropy": text.unigram_entropy,
         "wire": wire(state),
         "merges": merges(state),
         "audits": pay_report.audits(state, names),
         "clasp": None,
-        **pay_report.pay(state, names, subnet),
+        **pay_report.pay(state, names, subnet, folded.anchors),
         "miners": miners(state, plan.folder, names),
         "stalls_s": stalls(state),
         "incidents": incidents(state, names),
@@ -105,6 +109,14 @@ def training(state: State) -> dict[str, Any]:
         "training_losses": means,
         "epochs": min(stage.epoch for stage in state.stages),
     }
+
+
+def tuned(state: State) -> list[dict[str, Any]]:
+    """What the owner changed of the run's rules while it went on, by version of the RunSpec."""
+    return [
+        {"version": after.version, "changes": differences(before, after)}
+        for before, after in zip(state.versions, state.versions[1:], strict=False)
+    ]
 
 
 def wire(state: State) -> dict[str, Any]:
@@ -184,13 +196,18 @@ def incidents(state: State, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def faults(facts: LaunchFacts) -> dict[str, Any]:
-    """Kills on purpose are counted; deaths by themselves and late joiners are listed beside them."""
+    """Kills on purpose are counted, of miners and of the chain; other deaths and late joiners are listed beside them.
+
+    A miner's death is survived when training went on, the chain's when blocks went on and weights were set after it.
+    """
     kills = [record for record in facts.faults if record.fault is Fault.KILLED]
+    chain_kills = [record for record in facts.chain_faults if record.fault is Fault.CHAIN_KILLED]
     return {
-        "injected": len(kills),
-        "survived": sum(record.survived for record in kills),
+        "injected": len(kills) + len(chain_kills),
+        "survived": sum(one.survived for one in kills) + sum(one.survived for one in chain_kills),
         "credited_again": sum(record.credited_again_at_s is not None for record in kills),
-        "each": [msgspec.to_builtins(record) for record in facts.faults],
+        "chain_killed": len(chain_kills),
+        "each": [msgspec.to_builtins(record) for record in (*facts.faults, *facts.chain_faults)],
     }
 
 

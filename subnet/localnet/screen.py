@@ -14,7 +14,9 @@ from rich.text import Text
 
 from subnet.chain.base import Subnet
 from subnet.localnet.course import Course
-from subnet.localnet.progress import Progress, Status
+from subnet.localnet.owner_news import OwnerNews
+from subnet.localnet.progress import Progress
+from subnet.localnet.public_status import Status
 from subnet.localnet.view import page
 from subnet.localnet.words import printable
 
@@ -29,6 +31,7 @@ class Screen:
         self._live: Live | None = None
         self._course = Course()
         self._progress: Progress | None = None
+        self._news = OwnerNews()
 
     def say(self, line: str) -> None:
         """One line, which stays."""
@@ -38,10 +41,11 @@ class Screen:
             print(line, file=self._console.file, flush=True)
 
     def show(self, status: Status, names: Mapping[str, str], now_s: float, subnet: Subnet | None = None) -> list[str]:
-        """Take in a status, `now_s` seconds after the launch. What is new in words, where there is no live page."""
+        """Take in a status, `now_s` seconds after the launch. What is new in words; with a live page, the rare ones."""
+        news = self._news.lines(status, subnet)
         if not self._is_live:
             self._progress = self._progress or Progress(names)
-            return self._progress.lines(status, now_s, subnet)
+            return [*self._progress.lines(status, now_s, subnet), *news]
         self._course.note(status, now_s)
         made = page(status, self._course, names, subnet, self._console.height)
         if self._live is None:
@@ -49,7 +53,7 @@ class Screen:
             self._live = Live(made, console=self._console, auto_refresh=False)
             self._live.start()
         self._live.update(made, refresh=True)
-        return []
+        return news
 
     def close(self) -> None:
         """The last page stays where it is; what is said from now on comes below it."""

@@ -1,7 +1,8 @@
 """The live view of a local run on a terminal: one page, made anew from every status.
 
     epochs, tokens, speed          losses with their course          merges, audits, chain
-    each stage: phase and sentence, and its miners with state, score, weight and emission
+    each stage: phase and sentence, and its miners with state, score and weight
+    each uid as the chain has it: stake, incentive, dividends, emission
     why: each state that somebody may wonder about, with reason, sentence and remedy          the latest incidents
 
 Law: `page` is a pure function of a status, the course so far and the chain's reading; a field that is missing leaves
@@ -18,16 +19,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from subnet.chain.base import Subnet
+from subnet.chain.base import Pay, Subnet
 from subnet.localnet.course import Course, sparks
-from subnet.localnet.progress import Replica, Slip, StageStatus, Status
-from subnet.localnet.words import alphas, cut, emissions, name_of, printable, remedy_of
+from subnet.localnet.public_status import Replica, Slip, StageStatus, Status
+from subnet.localnet.words import cut, name_of, printable, remedy_of
+from subnet.protocol.messages import Neuron
 from subnet.protocol.reasons import Reason
 
 HEIGHT = 40
 """Lines, where nobody says how many there are."""
-REST_LINES = 22
-"""What the page holds beside the miners' rows, roughly."""
+REST_LINES = 24
+"""What the page holds beside the rows of miners and uids, roughly."""
 NAMES_MAX = 4
 INCIDENTS = 3
 GOOD, WAITING, BAD = "green", "yellow", "red"
@@ -37,7 +39,9 @@ STYLES: dict[str, str] = {
     **dict.fromkeys((Reason.SILENT, Reason.NOT_REGISTERED, Reason.NO_UID), BAD),
 }
 """By reason; the others wait for something."""
-COLUMNS = (("miner", 10), ("uid", 4), ("state", 14), ("done", 4), ("score", 8), ("weight", 6), ("α", 8), ("pay", 15))
+COLUMNS = (("miner", 10), ("uid", 4), ("state", 14), ("done", 4), ("score", 8), ("weight", 6), ("pay", 15))
+UID_COLUMNS = (("on chain", 12), ("uid", 4), ("stake α", 12), ("incentive", 9), ("dividends", 9), ("α", 9))
+NOTHING = Pay(0.0, 0.0, 0.0)
 
 
 def page(
@@ -48,16 +52,19 @@ def page(
     height: int = HEIGHT,
 ) -> RenderableType:
     """Everything on one page of about `height` lines. `names` are the miners' names by hotkey."""
-    rows_max = max(2, (height - REST_LINES - 2 * len(status.stages)) // max(1, len(status.stages)))
+    room = height - REST_LINES - 2 * len(status.stages)
+    rows_max, uids_max = max(2, room // max(1, len(status.stages))), max(3, room * 2 // 3)
     parts: list[RenderableType] = [
         _headline(status, course),
         _losses(status, course),
         _merges(status),
         _audits(status),
-        *_chain(status, names, subnet),
+        _chain(status, names, subnet),
     ]
     for number, stage in enumerate(status.stages):
-        parts += [_stage(stage), _miners(status, stage, names, subnet, rows_max, show_header=number == 0)]
+        parts += [_stage(status, stage), _miners(status, stage, names, subnet, rows_max, show_header=number == 0)]
+    if subnet is not None:
+        parts.append(uid_table(subnet, names, uids_max))
     return Group(*parts, *_reasons(status, names, max(3, (height - REST_LINES) // 2)), *_incidents(status, names))
 
 
@@ -120,28 +127,26 @@ def _audits(status: Status) -> Text:
     return _line("audits", said, BAD if audits.failed else "")
 
 
-def _chain(status: Status, names: Mapping[str, str], subnet: Subnet | None) -> Iterator[Text]:
-    """Whose weights stand, and what was paid to those who train nothing; miners' pay is in their rows."""
+def _chain(status: Status, names: Mapping[str, str], subnet: Subnet | None) -> Text:
+    """Whose weights stand, and where the journal's head is anchored."""
     block = subnet.block.number if subnet is not None else status.chain.block
     said = [f"block {block}" + (f", a chain epoch every {subnet.tempo} blocks" if subnet is not None else "")]
+    if (anchor := status.chain.anchor) is not None:
+        said.append(f"the journal's head at record {anchor.index} is anchored in block {anchor.block}")
     for hotkey, report in status.pay.validators.items():
         did = f"set the weights of record {report.index}" if report.block else "could not set weights"
         said.append(f"{name_of(names, hotkey)} {did}: {report.sentence}")
-    yield _line("chain", "; ".join(said))
-    if subnet is None:
-        return
-    miners = {name_of(names, replica.hotkey) for stage in status.stages for replica in stage.replicas}
-    paid = emissions(subnet, names)
-    others = alphas((name, alpha) for name, alpha in paid.items() if name not in miners)
-    total = sum(alpha for name, alpha in paid.items() if name in miners)
-    yield _line("paid", f"in the last chain epoch: miners {total:.3f} α" + (f", {others}" if others else ""))
+    return _line("chain", "; ".join(said))
 
 
 # ---- stages and miners -----------------------------------------------------------------------------------------------
 
 
-def _stage(stage: StageStatus) -> Text:
-    text = _line(f"stage {stage.stage}", f"{stage.phase or '-'}, epoch {stage.epoch}", "bold")
+def _stage(status: Status, stage: StageStatus) -> Text:
+    said = f"{stage.phase or '-'}, epoch {stage.epoch}"
+    if any(other.spec_version != stage.spec_version for other in status.stages):
+        said += f", RunSpec {stage.spec_version}"  # the owner has tuned it, and not all stages are there yet
+    text = _line(f"stage {stage.stage}", said, "bold")
     text.append(f"  {printable(stage.sentence)}", WAITING if stage.phase != "training" else "dim")
     return text
 
@@ -159,7 +164,7 @@ def _miners(
         box=None, expand=True, pad_edge=False, show_header=show_header, header_style="dim", padding=(0, 1, 0, 0)
     )
     for name, width in COLUMNS:
-        right = name in ("uid", "done", "score", "weight", "α")
+        right = name in ("uid", "done", "score", "weight")
         table.add_column(name, width=width, no_wrap=True, overflow="ellipsis", justify="right" if right else "left")
     table.add_column("sentence", ratio=1, no_wrap=True, overflow="ellipsis")
     neurons = subnet.neurons if subnet is not None else ()
@@ -174,7 +179,6 @@ def _miners(
     for replica in shown:
         slip = status.pay.scores.get(replica.hotkey, Slip())
         uid = slip.uid if slip.uid is not None else uids.get(replica.hotkey)
-        pay = subnet.pay.get(uid) if subnet is not None and uid is not None else None
         table.add_row(
             Text(name_of(names, replica.hotkey)),
             Text("-" if uid is None else str(uid)),
@@ -182,7 +186,6 @@ def _miners(
             Text(str(replica.epoch_micro_batches)),
             Text(f"{slip.score:.2f}"),
             Text(f"{slip.weight:.1%}"),
-            Text("-" if pay is None else f"{pay.emission_alpha:.3f}"),
             _reason(slip.reason or "-"),
             Text(printable(replica.sentence), "dim"),
         )
@@ -194,6 +197,29 @@ def _miners(
 
 def _reason(reason: str) -> Text:
     return Text(printable(reason), STYLES.get(reason, WAITING))
+
+
+# ---- uids ------------------------------------------------------------------------------------------------------------
+
+
+def uid_table(subnet: Subnet, names: Mapping[str, str], rows_max: int) -> RenderableType:
+    """What the chain holds of each uid; emissions are of its last chain epoch. Who has least is left out first."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    for name, width in UID_COLUMNS:
+        left = name == "on chain"
+        table.add_column(name, width=width, no_wrap=True, overflow="ellipsis", justify="left" if left else "right")
+
+    def telling(neuron: Neuron) -> tuple[float, float, int]:
+        return -subnet.pay.get(neuron.uid, NOTHING).emission_alpha, -neuron.stake, neuron.uid
+
+    neurons = sorted(subnet.neurons, key=telling)
+    for neuron in sorted(neurons[:rows_max], key=lambda neuron: neuron.uid):
+        pay = subnet.pay.get(neuron.uid, NOTHING)
+        figures = f"{neuron.stake:,.1f}", f"{pay.incentive:.1%}", f"{pay.dividends:.1%}", f"{pay.emission_alpha:.3f}"
+        table.add_row(Text(name_of(names, neuron.hotkey)), Text(str(neuron.uid)), *map(Text, figures))
+    if (left_out := len(neurons) - rows_max) > 0:
+        table.add_row(Text(f"+ {left_out}"), *[Text("")] * (len(UID_COLUMNS) - 1))
+    return table
 
 
 # ---- why -------------------------------------------------------------------------------------------------------------

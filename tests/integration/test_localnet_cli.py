@@ -93,6 +93,13 @@ def test_resuming_what_is_not_there(tmp_path: Path) -> None:
     refused(run("--resume", str(tmp_path)), "--resume")
 
 
+def test_rules_that_do_not_fit(tmp_path: Path) -> None:
+    """7b. The owner's file asks for more than all replicas: the line names the rule, and nothing was started."""
+    (tmp_path / "rules.toml").write_text("[merge]\nquorum = 1.5\n")
+    refused(run("--config", str(tmp_path / "rules.toml"), "--run-dir", str(tmp_path / "run")), "merge.quorum")
+    assert not (tmp_path / "run").exists()
+
+
 def test_ctrl_c_ends_everything_and_the_run_can_go_on(tmp_path: Path) -> None:
     """8. Ctrl-C while the text is being prepared: code 130, one line that says how to continue, nobody left."""
     folder = tmp_path / "run"

@@ -11,7 +11,7 @@ from subnet.adversaries.names import Name
 from subnet.config import LocalnetConfig
 from subnet.errors import ConfigError, PeerFault
 from subnet.localnet.cast import Part, cast, introductions
-from subnet.localnet.folder import open_plan, parts
+from subnet.localnet.plan import open_plan, parts
 from subnet.runtime import SlowedRuntime
 
 FREELOADER, SKIPPER = Name.FREELOADER.value, Name.UPDATE_SKIPPER.value

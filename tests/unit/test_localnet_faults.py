@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, strategies
 
-from subnet.localnet.faults import RESTARTS_MAX, Action, Fault, FaultPlan, Kill, Start
+from subnet.localnet.faults import CHAIN_STARTS_MAX, RESTARTS_MAX, Action, ChainFaultPlan, Fault, FaultPlan, Kill, Start
 
 MINERS = ["miner-0", "miner-1", "miner-2"]
 
@@ -79,3 +79,58 @@ def test_survived_means_that_training_went_on() -> None:
     assert record.credited_again_at_s is None
     plan.observe(44, 140, {"miner-1": 8.4})
     assert (record.started_again_at_s, record.credited_again_at_s) == (35, 44)
+
+
+# ---- the chain -------------------------------------------------------------------------------------------------------
+
+
+def test_the_chain_is_killed_at_its_interval() -> None:
+    """7. --kill-chain-every 30s: nothing before training began; one that was due while it was away is left out."""
+    plan = ChainFaultPlan(30)
+    assert not plan.kill_is_due(1000)
+    plan.training_began(10)
+    plan.training_began(900)
+    assert [now_s for now_s in range(10, 101) if plan.kill_is_due(now_s)] == [40, 70, 100]
+    assert plan.kill_is_due(170) and not plan.kill_is_due(189) and plan.kill_is_due(190)
+    never = ChainFaultPlan(0)
+    never.training_began(0)
+    assert not never.kill_is_due(1e9)
+
+
+def test_a_chain_survives_when_blocks_go_on_and_weights_follow() -> None:
+    """8. Killed at block 70. What it made before its death proves nothing: later blocks and later weights do."""
+    plan = ChainFaultPlan(30)
+    plan.observe(1, 68, 60)
+    assert plan.ended(10, -9, 70, killed=True)
+    plan.observe(10.5, 69, 60)
+    plan.started(11.5)
+    plan.observe(12, 70, 70)
+    (record,) = plan.records
+    assert (record.fault, record.block, record.started_again_at_s) == (Fault.CHAIN_KILLED, 70, 11.5)
+    assert record.blocks_again_at_s is None and record.weights_again_at_s is None
+    plan.observe(13, 71, 70)
+    assert not record.survived and record.blocks_again_at_s == 13
+    plan.observe(20, 80, 78)
+    assert record.survived and record.weights_again_at_s == 20
+
+
+def test_a_chain_that_dies_behind_the_last_weights() -> None:
+    """9. They were set in its last block, and nothing is to be set any more: it survived when its blocks go on."""
+    plan = ChainFaultPlan(30)
+    assert plan.ended(10, -9, 126, killed=True)
+    plan.started(11)
+    plan.last_weights_stand()
+    plan.observe(12, 126, 126)
+    assert not plan.records[0].survived
+    plan.observe(13, 127, 126)
+    assert plan.records[0].survived and plan.records[0].weights_again_at_s is None
+
+
+def test_a_chain_that_makes_no_block_any_more_is_given_up() -> None:
+    """10. The disk is full: it dies at every start. One that had made a block in between is tried again as often."""
+    plan = ChainFaultPlan(0)
+    assert plan.ended(1, 1, 50, killed=False)
+    plan.observe(3, 51, 0)
+    tries = [plan.ended(5 + number, 1, 51, killed=False) for number in range(CHAIN_STARTS_MAX + 1)]
+    assert tries == [True] * CHAIN_STARTS_MAX + [False]
+    assert {record.fault for record in plan.records} == {Fault.CHAIN_DIED}

@@ -5,8 +5,21 @@ from __future__ import annotations
 import msgspec
 
 from subnet.chain.base import Block, Pay, Subnet
-from subnet.localnet import progress
-from subnet.localnet.progress import Audits, Evaluation, Merge, Progress, Replica, Slip, StageStatus, Status, Verdicts
+from subnet.localnet import public_status
+from subnet.localnet.owner_news import OwnerNews
+from subnet.localnet.progress import Progress
+from subnet.localnet.public_status import (
+    Anchor,
+    Audits,
+    Chain,
+    Evaluation,
+    Merge,
+    Replica,
+    Slip,
+    StageStatus,
+    Status,
+    Verdicts,
+)
 from subnet.localnet.words import LETTERS_MAX, why
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import Neuron
@@ -114,10 +127,10 @@ def test_a_removed_miner_is_told_why() -> None:
     ]
 
 
-def pay_of(reason: str, weight: float = 0.0, **reports: progress.WeightsReport) -> progress.Pay:
+def pay_of(reason: str, weight: float = 0.0, **reports: public_status.WeightsReport) -> public_status.Pay:
     slip = Slip(uid=1, score=weight, weight=weight, reason=reason, sentence="said")
     other = Slip(uid=2, reason=reason, sentence="said")
-    return progress.Pay(scores={"5Aaa": slip, "5Bbb": other}, validators={f"5{n}": r for n, r in reports.items()})
+    return public_status.Pay(scores={"5Aaa": slip, "5Bbb": other}, validators={f"5{n}": r for n, r in reports.items()})
 
 
 def test_pay_is_told_when_it_changes() -> None:
@@ -135,8 +148,8 @@ def test_pay_is_told_when_it_changes() -> None:
 def test_weights_on_the_chain() -> None:
     """8. A validator without a permit is refused, then it sets weights: a line each, once."""
     shown = Progress({**NAMES, "5V": "validator-0"})
-    refused = progress.WeightsReport(index=7, block=0, sentence="no permit")
-    done = progress.WeightsReport(index=90, block=12, sentence="weights for 3 uids stand at block 12")
+    refused = public_status.WeightsReport(index=7, block=0, sentence="no permit")
+    done = public_status.WeightsReport(index=90, block=12, sentence="weights for 3 uids stand at block 12")
     shown.lines(status(0), 1.0)
     said = [shown.lines(status(0, pay=pay_of("paid", V=report)), 2.0)[-1:] for report in (refused, done, done)]
     assert said == [
@@ -150,7 +163,7 @@ def chain(*alpha: float) -> Subnet:
     hotkeys = "5Owner", "5Aaa", "5Bbb"
     neurons = tuple(Neuron(uid=uid, hotkey=Hotkey(h), stake=0.0, permit=False) for uid, h in enumerate(hotkeys))
     pay = {uid: Pay(0.0, 0.0, amount) for uid, amount in enumerate(alpha)}
-    return Subnet(Block(20, "0" * 64), 10, 1.0, 0, neurons, pay, {})
+    return Subnet(Block(20, "0" * 64), 10, 1.0, 0, Hotkey("5Own"), neurons, pay, {})
 
 
 def test_emissions_are_told_when_shares_change() -> None:
@@ -165,8 +178,44 @@ def test_emissions_are_told_when_shares_change() -> None:
     assert shown.lines(status(0), 6.0, chain(9.0)) != []
 
 
+def test_each_anchor_is_told_once() -> None:
+    """10. The journal's head is committed when the run begins and after each epoch: a line for each."""
+    shown = Progress(NAMES)
+    first, second = Anchor(epoch=0, index=3, block=19), Anchor(epoch=1, index=246, block=50)
+    said = [shown.lines(status(0, chain=Chain(anchor=one)), 1.0)[-1:] for one in (None, first, first, second)]
+    assert said[1:] == [
+        ["anchored in block 19: the journal's head at record 3, as the run begins"],
+        [],
+        ["anchored in block 50: the journal's head at record 246, after 1 epochs"],
+    ]
+
+
+def ruled(*versions: int, epoch: int = 3) -> Status:
+    return Status(stages=[StageStatus(stage=n, epoch=epoch, spec_version=one) for n, one in enumerate(versions)])
+
+
+def test_the_owner_tunes_the_rules() -> None:
+    """11. Stages take a new RunSpec over one after the other, each with its next epoch; a run that is continued begins
+    with the version it had, which is no news."""
+    news = OwnerNews()
+    assert news.lines(ruled(2, 2), None) == []
+    assert news.lines(ruled(3, 2, epoch=4), None) == ["RunSpec 3 holds in stage 0 from epoch 4 on"]
+    assert news.lines(ruled(3, 3, epoch=5), None) == ["RunSpec 3 holds in stage 1 from epoch 5 on"]
+    assert news.lines(ruled(3, 3, epoch=6), None) == []
+
+
+def test_hyperparameters_on_chain_are_noticed() -> None:
+    """12. The owner types btcli hparams set: a line for each value that is another one; a chain that is away is not."""
+    news = OwnerNews()
+    before = chain()._replace(hyperparameters={"tempo": 20, "weights_rate_limit": 10, "registration_allowed": True})
+    after = before._replace(hyperparameters={**before.hyperparameters, "tempo": 30, "registration_allowed": False})
+    assert news.lines(Status(), before) == news.lines(Status(), before) == news.lines(Status(), None) == []
+    assert news.lines(Status(), after) == ["on chain: registration_allowed True → False", "on chain: tempo 20 → 30"]
+    assert news.lines(Status(), after._replace(hyperparameters={"tempo": 30})) == []
+
+
 def test_what_a_stranger_sent_steers_no_terminal() -> None:
-    """10. A sentence is endless and full of escape codes, its code of a newer version: still one line of text."""
+    """13. A sentence is endless and full of escape codes, its code of a newer version: still one line of text."""
     said = why("reason-of-tomorrow", "\x1b[2Jx\r\n" + "y" * 9999)
     assert said.isprintable() and len(said) < LETTERS_MAX + 40 and said.endswith("…")
     assert why("", "", "") == ""

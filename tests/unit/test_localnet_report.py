@@ -15,17 +15,19 @@ from subnet.coordination.audit_state import Chain, Standing, WeightsReport
 from subnet.coordination.settlement import sheet
 from subnet.coordination.state import Evaluation, MergeRecord, Miner, StageState, State
 from subnet.localnet import pay_report, report
-from subnet.localnet.faults import Fault, FaultRecord
-from subnet.localnet.folder import Plan, RunFolder, TextFacts
+from subnet.localnet.faults import ChainFaultRecord, Fault, FaultRecord
+from subnet.localnet.folder import RunFolder, TextFacts
+from subnet.localnet.plan import Plan
 from subnet.localnet.record import written_bytes
 from subnet.merging import compression
 from subnet.miner.receipts import RECEIPTS_FILE, ReceiptBook
 from subnet.presets import Size
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, Pass, Phase, RunId, Stage, Values
 from subnet.protocol.keys import ObjectKey
-from subnet.protocol.messages import Envelope, Neuron, Receipt, RunOpened, Source, StageStart, Verdict
+from subnet.protocol.messages import Anchored, Envelope, Neuron, Receipt, RunOpened, Source, StageStart, Verdict
 from subnet.protocol.reasons import REMEDY, Reason
 from subnet.protocol.run_spec import DataFile, DataSpec
+from subnet.protocol.tuning import parse, tuned
 from subnet.scoring.emission import Void
 from subnet.storage.sql import SqlJournal
 
@@ -50,8 +52,8 @@ def state_after(micro_batches: int) -> State:
         for stage in range(2)
     ]  # fmt: skip
     state = State(
-        spec=spec, spec_digest=spec.digest(), evaluators=(), target_epochs=1, opened_at=0.0, at=30.0, stages=stages,
-        completed=micro_batches, first_completed_at=10.0, last_completed_at=20.0,
+        spec=spec, versions=[spec], digests=[spec.digest()], evaluators=(), target_epochs=1, opened_at=0.0,
+        at=30.0, stages=stages, completed=micro_batches, first_completed_at=10.0, last_completed_at=20.0,
         evaluations=[Evaluation(Epoch(0), 8.3, 1000, 5.0), Evaluation(Epoch(1), 6.1, 1000, 30.0)],
     )  # fmt: skip
     for _ in range(micro_batches):
@@ -130,10 +132,27 @@ def test_only_kills_on_purpose_count_as_injected() -> None:
         faults=[
             FaultRecord(fault=Fault.KILLED, miner="miner-1", at_s=30.0, survived=True, credited_again_at_s=44.0),
             FaultRecord(fault=Fault.JOINED_LATE, miner="miner-6", at_s=31.0),
-        ]
+        ],
+        chain_faults=[
+            ChainFaultRecord(fault=Fault.CHAIN_KILLED, at_s=40.0, exit_code=-9, block=70, survived=True),
+            ChainFaultRecord(fault=Fault.CHAIN_KILLED, at_s=60.0, exit_code=-9, block=120),
+            ChainFaultRecord(fault=Fault.CHAIN_DIED, at_s=70.0, exit_code=1, block=130),
+        ],
     )
     shown = report.faults(facts)
-    assert (shown["injected"], shown["survived"], shown["credited_again"], len(shown["each"])) == (1, 1, 1, 2)
+    assert (shown["injected"], shown["survived"], shown["credited_again"], len(shown["each"])) == (3, 2, 1, 5)
+    assert shown["chain_killed"] == 2 and shown["each"][2]["block"] == 70
+
+
+def test_what_the_owner_tuned_is_told() -> None:
+    """6b. Two versions of the rules since the run began: each with what it changed."""
+    state = state_after(10)
+    second = tuned(state.spec, parse(b"[merge]\nquorum = 0.5\n[score]\nburn_fraction = 0.1\n"), 2)
+    state.versions += [second, tuned(state.spec, parse(b""), 3)]
+    assert report.tuned(state) == [
+        {"version": 2, "changes": ["merge.quorum 0.75 → 0.5", "score.burn_fraction 0 → 0.1"]},
+        {"version": 3, "changes": ["merge.quorum 0.5 → 0.75", "score.burn_fraction 0.1 → 0"]},
+    ]
 
 
 # ---- trust and pay ---------------------------------------------------------------------------------------------------
@@ -145,12 +164,13 @@ SUBNET = Subnet(
     tempo=10,
     block_s=1.0,
     owner_uid=0,
+    owner_hotkey=Hotkey("5Owner"),
     neurons=tuple(
         Neuron(uid=uid, hotkey=hotkey, stake=0.0, permit=False)
         for uid, hotkey in enumerate((Hotkey("5Owner"), MINER, OTHER, CHEAT))
     ),
     pay={0: Pay(0, 0, 1.8), 1: Pay(0.25, 0, 1.0), 2: Pay(0.75, 0, 3.0), 3: Pay(0, 0, 0.0)},
-    hyperparameters={},
+    hyperparameters={"tempo": 10, "immunity_period": 5},
 )
 
 
@@ -195,7 +215,7 @@ def test_pay_follows_verified_work() -> None:
     assert shown["scores"] == {"miner-0": 10.0, "miner-1": 30.0, "miner-2": 0.0}
     assert shown["weights"] == {"1": 0.25, "2": 0.75}
     assert shown["emission_alpha"] == {"0": 1.8, "1": 1.0, "2": 3.0, "3": 0.0}
-    assert shown["payout_correlation"] == pytest.approx(1.0)
+    assert shown["payout_correlation"] == shown["incentive_correlation"] == pytest.approx(1.0)
     honest = {name: (slip["honest"], slip["verified_work_units"]) for name, slip in shown["pay"].items()}
     assert honest == {"miner-0": (True, 10.0), "miner-1": (True, 30.0), "miner-2": (False, 40.0)}
     cheat = shown["pay"]["miner-2"]
@@ -204,7 +224,31 @@ def test_pay_follows_verified_work() -> None:
     assert shown["weights_set"]["5Val"]["block"] == 38
     assert shown["chain"]["emission_alpha_by_name"] == {"5Owner": 1.8, "miner-0": 1.0, "miner-1": 3.0}
     without = pay_report.pay(state, NAMES, None)
-    assert without["emission_alpha"] == {} and without["chain"] is None
+    assert without["emission_alpha"] == {} and without["chain"] is None and without["incentive_correlation"] is None
+
+
+def test_the_chain_is_told_as_it_was_read() -> None:
+    """8b. By uid what the chain holds, the hyperparameters it goes by, and where heads of the journal are anchored."""
+    anchored = Anchored(epoch=1, index=90, head="a" * 64, block=33)
+    shown = pay_report.pay(paid_state(), NAMES, SUBNET, [anchored])["chain"]
+    assert (shown["block"], shown["tempo"], shown["owner_uid"]) == (40, 10, 0)
+    assert shown["hyperparameters"] == {"immunity_period": 5, "tempo": 10}
+    assert shown["anchors"] == [{"epoch": 1, "index": 90, "head": "a" * 64, "block": 33}]
+    assert shown["by_uid"]["2"] == {
+        "name": "miner-1", "hotkey": OTHER, "stake_alpha": 0.0, "permit": False, "incentive": 0.75, "dividends": 0,
+        "emission_alpha": 3.0,
+    }  # fmt: skip
+    assert list(shown["by_uid"]) == ["0", "1", "2", "3"]
+
+
+def test_incentive_that_went_elsewhere_shows_in_its_correlation() -> None:
+    """8c. The weights follow the work, but the chain paid by older ones: only the second r says so; who holds no uid
+    got nothing."""
+    swapped = SUBNET._replace(pay={**SUBNET.pay, 1: Pay(0.75, 0, 3.0), 2: Pay(0.25, 0, 1.0)})
+    shown = pay_report.pay(paid_state(), NAMES, swapped)
+    assert shown["payout_correlation"] == pytest.approx(1.0) == -shown["incentive_correlation"]
+    gone = SUBNET._replace(neurons=SUBNET.neurons[:2])
+    assert pay_report.pay(paid_state(), NAMES, gone)["incentive_correlation"] == pytest.approx(-1.0)
 
 
 def test_unpaid_work_shows_in_the_correlation() -> None:
@@ -247,15 +291,18 @@ def test_incidents_are_counted_and_the_latest_kept() -> None:
 
 
 def test_the_summary_says_who_was_caught_and_what_was_paid() -> None:
-    """13. Three lines at the end of a run."""
+    """13. Four lines at the end of a run."""
     state = paid_state()
-    folded = {"audits": pay_report.audits(state, NAMES), **pay_report.pay(state, NAMES, SUBNET)}
+    anchors = [Anchored(epoch=n, index=n, head="a" * 64, block=20 + n) for n in range(2)]
+    folded = {"audits": pay_report.audits(state, NAMES), **pay_report.pay(state, NAMES, SUBNET, anchors)}
     assert pay_report.summary(folded) == [
         "audits    2 passed, 1 failed (miner-2), 0 not revealed; replays cost 5.0% of training compute",
-        "pay       weights follow verified work with r = 1.0000 over 2 miners; unpaid (miner-2 audit-failed)",
+        "pay       weights follow verified work with r = 1.0000, incentive with r = 1.0000, over 2 miners; unpaid "
+        "(miner-2 audit-failed)",
         "emission  5Owner 1.800 α, miner-0 1.000 α, miner-1 3.000 α in the chain's last epoch (block 40)",
+        "anchors   2 heads of the journal on chain, the last in blocks 20, 21",
     ]
-    assert len(pay_report.summary({**folded, "chain": None})) == 2
+    assert len(pay_report.summary({**folded, "chain": None, "incentive_correlation": None})) == 2
     nothing = pay_report.pay(state, NAMES, SUBNET._replace(pay={}))
     assert pay_report.summary({**folded, **nothing})[2] == "emission  none yet (block 40)"
 

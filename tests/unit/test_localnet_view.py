@@ -15,8 +15,8 @@ from rich.console import Console
 
 from subnet.chain.base import Block, Pay, Subnet
 from subnet.localnet.course import LOSSES_KEPT, SPARKS_MAX, Course, sparks
-from subnet.localnet.progress import Pay as PayStatus
-from subnet.localnet.progress import Replica, Slip, StageStatus, Status
+from subnet.localnet.public_status import Pay as PayStatus
+from subnet.localnet.public_status import Replica, Slip, StageStatus, Status
 from subnet.localnet.screen import Screen
 from subnet.localnet.view import page
 from subnet.protocol.ids import Hotkey
@@ -105,7 +105,7 @@ FULL: dict[str, Any] = {
         "weights": {"1": 1.0},
         "validators": {"5Val": {"index": 400, "block": 17, "sentence": "weights for 1 uids stand at block 17"}},
     },
-    "chain": {"block": 16},
+    "chain": {"block": 16, "anchor": {"epoch": 2, "index": 390, "head": "0" * 64, "block": 15}},
     "outcomes": {"applied/ok": 800, "ignored/late": 4, "rejected/bad-size": 1},
     "refusals": {"stale": 2},
 }
@@ -114,7 +114,10 @@ SUBNET = Subnet(
     10,
     1.0,
     0,
-    tuple(Neuron(uid=uid, hotkey=Hotkey(h), stake=0.0, permit=False) for uid, h in enumerate(["5Own", *NAMES])),
+    Hotkey("5Own"),
+    tuple(
+        Neuron(uid=uid, hotkey=Hotkey(h), stake=1000.0 * uid, permit=False) for uid, h in enumerate(["5Own", *NAMES])
+    ),
     {0: Pay(0.0, 0.0, 1.8), 1: Pay(1.0, 0.0, 4.1), 2: Pay(0.0, 0.0, 0.0), 4: Pay(0.0, 1.0, 4.1)},
     {},
 )
@@ -145,19 +148,44 @@ def test_everything_is_on_one_page() -> None:
         "training 5.558 ▁   validation 5.420 after 2 epochs █▃▁",
         "1 newest, 12 shards: 8 agreed, 2 single, 1 lost, 1 disputed",
         "9 passed, 1 failed, 2 not revealed, 3 open, 1 unreadable; replays cost 3.0% of training compute",
-        "block 20, a chain epoch every 10 blocks; validator-0 set the weights of record 400: weights for 1 uids",
-        "in the last chain epoch: miners 4.100 α, 5Own 1.800 α, validator-0 4.100 α",
+        "block 20, a chain epoch every 10 blocks; the journal's head at record 390 is anchored in block 15;",
+        "record 400: weights for 1 uids stand at block 17",
         "stage 0 training, epoch 2  1 of 2 replicas did 40 micro-batches",
         "stage 1 uploading, epoch 2  waiting for 1 upload",
         "7 incidents; 2 s ago, wrong-shard: shard 3 was wrong",
         "10 s ago, miner-1: silent: nothing was heard",
     ):
         assert part in said, said
-    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.startswith("miner-")}
-    assert rows["miner-0"][1:8] == ["1", "busy", "12", "80.50", "100.0%", "4.100", "paid"]
-    assert rows["miner-1"][1:8] == ["2", "audit-failed", "0", "0.00", "0.0%", "0.000", "audit-failed"]
-    assert rows["miner-2"][1:8] == ["3", "no-work", "0", "0.00", "0.0%", "-", "audit-pending"]
-    assert " ".join(rows["miner-0"][8:]) == "2 items in hand"
+    miners, uids = said.split("on chain ")
+    rows = {line.split()[0]: line.split() for line in miners.splitlines() if line.startswith("miner-")}
+    assert rows["miner-0"][1:7] == ["1", "busy", "12", "80.50", "100.0%", "paid"]
+    assert rows["miner-1"][1:7] == ["2", "audit-failed", "0", "0.00", "0.0%", "audit-failed"]
+    assert rows["miner-2"][1:7] == ["3", "no-work", "0", "0.00", "0.0%", "audit-pending"]
+    assert " ".join(rows["miner-0"][7:]) == "2 items in hand"
+    assert [line.split() for line in uids.splitlines()[:6]] == [
+        ["uid", "stake", "α", "incentive", "dividends", "α"],
+        ["5Own", "0", "0.0", "0.0%", "0.0%", "1.800"],
+        ["miner-0", "1", "1,000.0", "100.0%", "0.0%", "4.100"],
+        ["miner-1", "2", "2,000.0", "0.0%", "0.0%", "0.000"],
+        ["miner-2", "3", "3,000.0", "0.0%", "0.0%", "0.000"],
+        ["validator-0", "4", "4,000.0", "0.0%", "100.0%", "4.100"],
+    ]
+
+
+def test_the_owner_has_tuned_the_run() -> None:
+    """1b. While not all stages go by the same RunSpec, each says which; otherwise there is nothing to tell apart."""
+    stages = [StageStatus(stage=0, epoch=4, phase="training", spec_version=2), StageStatus(stage=1, epoch=3)]
+    said = text(Status(stages=stages))
+    assert "stage 0 training, epoch 4, RunSpec 2" in said and "stage 1 -, epoch 3, RunSpec 1" in said
+    assert "RunSpec" not in text(Status(stages=stages[:1]))
+
+
+def test_more_uids_than_lines() -> None:
+    """1c. 256 uids: those that are paid are on the page, then those with most stake; the rest are counted."""
+    neurons = tuple(Neuron(uid=uid, hotkey=Hotkey(f"5{uid:03}"), stake=float(uid), permit=False) for uid in range(256))
+    said = text(Status(), SUBNET._replace(neurons=neurons, pay={7: Pay(1.0, 0.0, 4.1)}), height=40)
+    shown = [line.split()[0] for line in said.split("on chain ")[1].splitlines()[1:]]
+    assert shown[0] == "5007" and shown[-2:] == ["5255", "+"] and f"+ {256 - len(shown) + 1}" in said
 
 
 def test_every_state_says_why_and_what_to_do() -> None:
