@@ -3,7 +3,8 @@
 Law: nothing of the SDK's errors leaves this file. A read is repeated with jittered back-off until `patience_s` is over;
 then the chain does not answer: `Unavailable`. A call that changes the chain is sent once (twice if its nonce was stale,
 which means that it was not taken): when its fate is unknown, the chain itself is asked whether it stands there. Every
-wait has an end. A network given as an URL has no other endpoints than that one.
+wait has an end. A network given as an URL has no other endpoints than that one. Public nodes keep old blocks for a
+while only: what this node holds no more is read from the network's archive nodes, where the SDK knows any.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ _NOT_TAKEN = ("Stale", "Usurped")
 _NOT_TAKEN_SENTENCE = "priority is too low"
 """The same from a pool that still holds the other call; it has no name."""
 _UNKNOWN = bt.ErrorCode.UNKNOWN.value
+_PRUNED_SENTENCE = "state discarded"
+"""The SDK's of a block whose runtime, without which its body cannot be read, the node has thrown away."""
 
 
 class Line(NamedTuple):
@@ -76,6 +79,7 @@ class Link:
         self.archives = [] if pinned else settings.default_archive_endpoints(label)
         self.network, self._runtime, self.patience_s = network, runtime, patience_s
         self._opening: asyncio.Task[Line] | None = None
+        self._archive: Link | None = None
 
     async def read(self, ask: Callable[[Line], Awaitable[T]]) -> T:
         """What `ask` returns. It may be asked several times, and raises what is no fault of the connection."""
@@ -94,6 +98,34 @@ class Link:
                     said = f"the chain at {self.network} does not answer: {_first_line(error)}"
                     raise Unavailable(said) from None
             await self._runtime.sleep(pause_s)
+
+    async def block_info(self, number: int) -> bt.BlockInfo:
+        """A block with its extrinsics, from an archive node if need be. Raises Unavailable when nobody has it.
+
+        The SDK goes to its archives by itself when a node has thrown away the block's state, but not when it has the
+        state and lacks the body, as a node has that joined by a snapshot.
+        """
+
+        async def ask(line: Line) -> bt.BlockInfo | None:
+            try:
+                return await line.client.block_info(number)
+            except bt.ChainError as error:
+                if _PRUNED_SENTENCE in str(error).lower():
+                    return None
+                raise
+
+        found = await self.read(ask)
+        if found is None and self.archives:
+            found = await self._opened_archive().read(ask)
+        if found is None:
+            raise Unavailable(f"the chain at {self.network} holds the body of block {number} no more, or not yet")
+        return found
+
+    def _opened_archive(self) -> Link:
+        if self._archive is None:
+            self._archive = Link(self.archives[0], self._runtime, self.patience_s)
+            self._archive.fallbacks = self.archives[1:]
+        return self._archive
 
     async def write(
         self,
@@ -133,6 +165,9 @@ class Link:
         return Told(True, block)
 
     async def close(self) -> None:
+        archive, self._archive = self._archive, None
+        if archive is not None:
+            await archive.close()
         opening, self._opening = self._opening, None
         if opening is None:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from subnet.chain.base import Block, Outcome, Subnet
+from subnet.chain.base import Block, Outcome, Row, Subnet
 from subnet.chain.memory_ledger import MemoryLedger
 from subnet.errors import Unavailable
 from subnet.protocol.ids import Hotkey
@@ -54,8 +54,7 @@ class MemoryChain:
     async def set_weights(self, weights: Mapping[int, float]) -> Outcome:
         return self._asked().set_weights(self._hotkey, weights)
 
-    async def weights(self) -> Mapping[int, Mapping[int, float]]:
-        """Shares by target uid, by validator uid: what `verify` compares."""
+    async def weights(self) -> Mapping[int, Row]:
         return self._asked().weights()
 
     async def commit(self, data: str) -> Outcome:
@@ -65,8 +64,10 @@ class MemoryChain:
         return self._asked().commitments.newest(hotkey)
 
     async def committed_in(self, number: int, hotkey: Hotkey) -> str | None:
-        """What `hotkey` told the chain to commit in block `number`."""
-        return self._asked().commitments.told_in(number, hotkey)
+        ledger = self._asked()
+        if not ledger.commitments.oldest <= number <= ledger.number():
+            raise Unavailable(f"the chain in memory holds no body of block {number}")
+        return ledger.commitments.told_in(number, hotkey)
 
     async def close(self) -> None:
         pass

@@ -19,6 +19,8 @@ class Commitments:
         self._newest: dict[Hotkey, str] = {}
         self._told: dict[tuple[int, Hotkey], str] = {}
         self._used_bytes: dict[Hotkey, int] = {}
+        self.oldest = 0
+        """Blocks before it have no body any more: what was told in them is lost."""
 
     def commit(self, hotkey: Hotkey, data: str, block: int) -> Outcome:
         size_bytes, used_bytes = len(data.encode()), self._used_bytes.get(hotkey, 0)
@@ -36,6 +38,11 @@ class Commitments:
 
     def told_in(self, block: int, hotkey: Hotkey) -> str | None:
         return self._told.get((block, hotkey))
+
+    def prune(self, before: int) -> None:
+        """Plays a node that keeps no old blocks."""
+        self.oldest = max(self.oldest, before)
+        self._told = {key: data for key, data in self._told.items() if key[0] >= self.oldest}
 
     def chain_epoch(self) -> None:
         """Everybody may write again."""

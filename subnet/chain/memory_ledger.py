@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from subnet.chain import refusals
-from subnet.chain.base import Block, Outcome, Pay, Subnet
+from subnet.chain.base import Block, Outcome, Pay, Row, Subnet
 from subnet.chain.consensus import U16, Account, Voter, pay_out
 from subnet.chain.memory_blocks import Blocks
 from subnet.chain.memory_commitments import Commitments
@@ -258,14 +258,14 @@ class MemoryLedger:
         self._sealed.append(_Sealed(opens, number, hotkey, rounded))
         return Outcome(True, Reason.OK, f"weights for {len(rounded)} uids are sealed at block {number}", number)
 
-    def weights(self) -> dict[int, dict[int, float]]:
-        """Shares by target uid, by validator uid; validators without weights are left out."""
+    def weights(self) -> dict[int, Row]:
+        """By validator uid; validators without weights are left out."""
         self.number()
-        shares = {}
+        rows = {}
         for uid, held in enumerate(self._uids):
             if total := sum(held.weights.values()):
-                shares[uid] = {to: weight / total for to, weight in held.weights.items()}
-        return shares
+                rows[uid] = Row({to: weight / total for to, weight in held.weights.items()}, held.last_update)
+        return rows
 
     def commit(self, hotkey: Hotkey, data: str) -> Outcome:
         number = self.number()
@@ -280,6 +280,7 @@ class MemoryLedger:
             tempo=int(self._hyperparameters["tempo"]),
             block_s=self.block_s,
             owner_uid=self._owner_uid(),
+            owner_hotkey=self.owner,
             neurons=tuple(
                 Neuron(uid=uid, hotkey=held.hotkey, stake=self._stake[held.hotkey] / RAO, permit=held.permit)
                 for uid, held in enumerate(self._uids)

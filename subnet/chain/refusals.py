@@ -57,7 +57,7 @@ def of_weights(standing: Standing, weights: Mapping[int, float]) -> Outcome | No
         return not_registered(standing.hotkey)
     if not (standing.permit or standing.owner):
         sentence = f"uid {standing.uid} has no validator permit: the largest stakes get one at each chain epoch"
-        return Outcome(False, Reason.NOT_ALLOWED, sentence)
+        return Outcome(False, Reason.NO_PERMIT, sentence)
     since = standing.block - standing.last_update
     if standing.last_update and since < (limit := standing.rate_limit_blocks):
         sentence = f"weights_rate_limit is {limit} blocks: the next weights may be set at block "
@@ -66,7 +66,7 @@ def of_weights(standing: Standing, weights: Mapping[int, float]) -> Outcome | No
         named = ", ".join(map(str, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
         return Outcome(False, Reason.NO_UID, f"weights name uid {named}, but the subnet has {standing.num_uids} uids")
     if not quantised(weights):
-        return Outcome(False, Reason.NO_COUNTED_WORK, "every weight is zero: the chain keeps the ones before")
+        return Outcome(False, Reason.NO_WEIGHTS, "every weight is zero: the chain keeps the ones before")
     return None
 
 
@@ -82,17 +82,20 @@ def too_long(size_bytes: int) -> Outcome:
 _BY_NAME = {
     "AccountNotAllowedCommit": Reason.NOT_REGISTERED,
     "SpaceLimitExceeded": Reason.RATE_LIMITED,
+    "NeuronNoValidatorPermit": Reason.NO_PERMIT,
+    "NotEnoughStakeToSetWeights": Reason.NO_PERMIT,
+    "IncorrectWeightVersionKey": Reason.MALFORMED,
 }
 _BY_CODE = {
     "not_registered": Reason.NOT_REGISTERED,
+    "insufficient_balance": Reason.NO_FUNDS,
     "rate_limited": Reason.RATE_LIMITED,
     "too_early": Reason.RATE_LIMITED,
     "limit_exceeded": Reason.OVERSIZED,
-    "invalid_argument": Reason.MALFORMED,
 }
 
 
 def by_chain(name: str, code: str, sentence: str) -> Outcome:
     """What the chain itself refused. `name`: its error, such as NeuronNoValidatorPermit; `code`: the SDK's class."""
-    reason = _BY_NAME.get(name) or _BY_CODE.get(code, Reason.NOT_ALLOWED)
+    reason = _BY_NAME.get(name) or _BY_CODE.get(code, Reason.CHAIN_REFUSED)
     return Outcome(False, reason, f"{sentence} ({name})" if name and name not in sentence else sentence)

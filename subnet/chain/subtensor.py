@@ -15,7 +15,7 @@ import bittensor as bt
 from bittensor import metagraph
 
 from subnet.chain import refusals
-from subnet.chain.base import Block, Outcome, Pay, Subnet
+from subnet.chain.base import Block, Outcome, Pay, Row, Subnet
 from subnet.chain.link import PATIENCE_S, Line, Link, block_s_of, item
 from subnet.errors import ConfigError, Unavailable
 from subnet.protocol.ids import Hotkey
@@ -88,6 +88,7 @@ class SubtensorChain:
             tempo=graph.tempo,
             block_s=block_s,
             owner_uid=owner_uid(graph),
+            owner_hotkey=Hotkey(graph.owner_hotkey),
             neurons=tuple(
                 Neuron(uid=n.uid, hotkey=Hotkey(n.hotkey), stake=_alpha(n.total_stake), permit=n.validator_permit)
                 for n in graph.neurons
@@ -96,12 +97,13 @@ class SubtensorChain:
             hyperparameters={k: v for k, v in (hyperparameters or {}).items() if isinstance(v, int | float)},
         )
 
-    async def weights(self) -> Mapping[int, Mapping[int, float]]:
-        """Shares by target uid, by validator uid: what `verify` compares."""
-
-        async def ask(line: Line) -> dict[int, dict[int, float]]:
-            rows: dict[int, dict[int, float]] = await line.client.read("weights", netuid=self._netuid)
-            return {uid: row for uid, row in rows.items() if row}
+    async def weights(self) -> Mapping[int, Row]:
+        async def ask(line: Line) -> dict[int, Row]:
+            view = await line.client.at(await _final_number(line))
+            rows, updates = await asyncio.gather(
+                view.read("weights", netuid=self._netuid), view.query(item("LastUpdate"), [self._netuid])
+            )
+            return {uid: Row(row, int(_at(updates, uid))) for uid, row in rows.items() if row}
 
         return await self._link.read(ask)
 
@@ -184,17 +186,11 @@ class SubtensorChain:
         return await self._link.read(ask)
 
     async def committed_in(self, number: int, hotkey: Hotkey) -> str | None:
-        """What `hotkey` told the chain to commit in block `number`: signed by it, and never overwritten there."""
-
-        async def ask(line: Line) -> str | None:
-            info = await line.client.block_info(number)
-            found = None
-            for extrinsic in info.extrinsics if info is not None else ():
-                if isinstance(extrinsic, dict) and extrinsic.get("address") == hotkey:
-                    found = _committed(extrinsic["call"], self._netuid) or found
-            return found
-
-        return await self._link.read(ask)
+        found = None
+        for extrinsic in (await self._link.block_info(number)).extrinsics:
+            if isinstance(extrinsic, dict) and extrinsic.get("address") == hotkey:
+                found = _committed(extrinsic["call"], self._netuid) or found
+        return found
 
     async def close(self) -> None:
         await self._link.close()

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from subnet.chain.base import Row
 from subnet.chain.consensus import Account
 from subnet.chain.memory import MemoryChain, MemoryLedger
 from subnet.chain.memory_ledger import RAO
+from subnet.errors import Unavailable
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.reasons import Reason
 from subnet.runtime import LoopRuntime
@@ -148,7 +150,7 @@ def test_a_fresh_validator_waits_twice() -> None:
     fresh = Hotkey("fresh")
     subnet.register(fresh)
     subnet.add_stake(fresh, 10.0)
-    assert subnet.set_weights(fresh, {2: 1.0}).reason is Reason.NOT_ALLOWED
+    assert subnet.set_weights(fresh, {2: 1.0}).reason is Reason.NO_PERMIT
     subnet.advance(TEMPO)
     outcome = subnet.set_weights(fresh, {2: 1.0})
     assert outcome.reason is Reason.RATE_LIMITED and f"block {2 * TEMPO + 5}" in outcome.sentence
@@ -222,7 +224,7 @@ def test_sealed_weights_count_later() -> None:
     subnet.advance(TEMPO)
     assert subnet.weights() == {} and subnet.subnet().pay[2].incentive == 0.0
     subnet.advance(TEMPO)
-    assert subnet.weights() == {1: {2: 1.0}} and subnet.subnet().pay[2].incentive == 1.0
+    assert subnet.weights() == {1: Row({2: 1.0}, TEMPO)} and subnet.subnet().pay[2].incentive == 1.0
 
 
 def test_commitments_have_a_budget() -> None:
@@ -235,11 +237,26 @@ def test_commitments_have_a_budget() -> None:
     assert subnet.commit(OWNER, "again").done
 
 
+async def test_old_bodies_are_gone() -> None:
+    """15. A node keeps bodies for a while only: what was committed in older blocks is not there, which is no answer."""
+    subnet = ledger()
+    chain = MemoryChain(subnet, OWNER)
+    first = await chain.commit("first")
+    subnet.advance()
+    second = await chain.commit("second")
+    assert await chain.committed_in(first.block, OWNER) == "first"
+    subnet.commitments.prune(second.block)
+    with pytest.raises(Unavailable, match=f"no body of block {first.block}"):
+        await chain.committed_in(first.block, OWNER)
+    assert await chain.committed_in(second.block, OWNER) == "second"
+    assert await chain.committed_in(second.block, VALIDATOR) is None
+
+
 # ---- time ------------------------------------------------------------------------------------------------------------
 
 
 async def test_blocks_follow_the_clock() -> None:
-    """15. A block every 12 seconds of the loop's time: an hour is 300 blocks, and who waits for one gets it on time."""
+    """16. A block every 12 seconds of the loop's time: an hour is 300 blocks, and who waits for one gets it on time."""
     clock = LoopRuntime(b"seed")
     subnet = MemoryLedger(OWNER, random_bytes=clock.random_bytes, now=lambda: clock.now() * 1e4, block_s=12.0)
     chain = MemoryChain(subnet, OWNER, sleep=lambda duration_s: clock.sleep(duration_s / 1e4))
@@ -253,7 +270,7 @@ async def test_blocks_follow_the_clock() -> None:
 
 
 async def test_who_waits_by_hand_is_woken() -> None:
-    """16. Two validators wait for the same block; both get the same hash, which nobody had before."""
+    """17. Two validators wait for the same block; both get the same hash, which nobody had before."""
     subnet = ledger()
     waiting = [asyncio.create_task(MemoryChain(subnet, hotkey).wait_for_block(TEMPO + 3)) for hotkey in MINERS[:2]]
     for _ in range(3):
@@ -266,7 +283,7 @@ async def test_who_waits_by_hand_is_woken() -> None:
 
 
 def test_two_ledgers_have_other_hashes() -> None:
-    """17. Another seed is another chain; the same seed is the same one."""
+    """18. Another seed is another chain; the same seed is the same one."""
     clock = LoopRuntime(b"one")
     hashes = {MemoryLedger(OWNER, random_bytes=clock.random_bytes).block(0).hash for _ in range(3)}
     assert len(hashes) == 3 and all(len(digest) == 64 for digest in hashes)
@@ -275,7 +292,7 @@ def test_two_ledgers_have_other_hashes() -> None:
 
 
 def test_a_long_sleep_misses_no_chain_epoch() -> None:
-    """18. Nobody looks at the chain for a month: every chain epoch of it was paid, and a new tempo is kept from now."""
+    """19. Nobody looks at the chain for a month: every chain epoch of it was paid, and a new tempo is kept from now."""
     subnet = ledger()
     subnet.set_weights(VALIDATOR, {2: 1.0})
     subnet.advance(TEMPO * 1_000)

@@ -15,14 +15,17 @@ from subnet.protocol.reasons import Reason
     [
         ("HotKeyNotRegisteredInSubNet", "not_registered", Reason.NOT_REGISTERED),
         ("AccountNotAllowedCommit", "not_authorized", Reason.NOT_REGISTERED),
-        ("NeuronNoValidatorPermit", "not_authorized", Reason.NOT_ALLOWED),
-        ("NotEnoughStakeToSetWeights", "insufficient_balance", Reason.NOT_ALLOWED),
+        ("NeuronNoValidatorPermit", "not_authorized", Reason.NO_PERMIT),
+        ("NotEnoughStakeToSetWeights", "insufficient_balance", Reason.NO_PERMIT),
+        ("Payment", "insufficient_balance", Reason.NO_FUNDS),
+        ("NotEnoughBalanceToStake", "insufficient_balance", Reason.NO_FUNDS),
         ("SettingWeightsTooFast", "rate_limited", Reason.RATE_LIMITED),
         ("SpaceLimitExceeded", "limit_exceeded", Reason.RATE_LIMITED),
         ("MaxWeightExceeded", "limit_exceeded", Reason.OVERSIZED),
         ("IncorrectWeightVersionKey", "invalid_argument", Reason.MALFORMED),
-        ("", "policy_violation", Reason.NOT_ALLOWED),
-        ("SomethingNew", "unknown", Reason.NOT_ALLOWED),
+        ("MaxAllowedUIdsLessThanCurrentUIds", "invalid_argument", Reason.CHAIN_REFUSED),
+        ("", "policy_violation", Reason.CHAIN_REFUSED),
+        ("SomethingNew", "unknown", Reason.CHAIN_REFUSED),
     ],
 )
 def test_the_chain_s_own_words(name: str, code: str, reason: Reason) -> None:

@@ -1,9 +1,9 @@
-"""Runs a chain on this machine: `python -m subnet.chain.local --state DIR --port PORT --block-s 0.25`.
+"""Runs a chain on this machine: `python -m subnet.chain.local`, which btcli finds as the network `local`.
 
 Builds the parts and runs them; no logic. A new chain begins with --genesis FILE (JSON of `genesis.Genesis`: endowed
-addresses, sudo, hyperparameters of new subnets), or with DIR/genesis.json when that is there. DIR/chain.sqlite holds
-the chain, DIR/chain.json says {"url", "pid"} once it listens. Ends within two seconds of SIGTERM or Ctrl-C. An emulator
-of what this subnet needs, not Subtensor.
+addresses, sudo, hyperparameters of new subnets), or with DIR/genesis.json when that is there, DIR being --state.
+DIR/chain.sqlite holds the chain, DIR/chain.json says {"url", "pid"} once it listens. Ends within two seconds of SIGTERM
+or Ctrl-C, and loses nothing by SIGKILL. An emulator of what this subnet needs, not Subtensor.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ HOST = "127.0.0.1"
 
 
 class LocalChainConfig(Config, frozen=True, kw_only=True):
-    """`python -m subnet.chain.local`: a chain on this machine that btcli and the SDK talk to."""
+    """`python -m subnet.chain.local`: a chain on this machine that btcli and the SDK talk to (an emulator, not
+    Subtensor). TAO on it: the development key //Alice has a million; how btcli gets it is printed at the start. Or name
+    a wallet's coldkey address with --endow when the chain is new."""
 
-    state: Annotated[str, Meta(description="folder of the chain; made when missing", extra={"metavar": "DIR"})]
+    state: Annotated[str, Meta(description="folder of the chain; made when missing", extra={"metavar": "DIR"})] = (
+        "runs/chain"
+    )
     port: Annotated[int, Meta(description="port on 127.0.0.1; 0: a free one", ge=0, le=65_535)] = 9944
     block_s: Annotated[float, Meta(description="time between blocks; 0: only on request", ge=0, le=60)] = 0.25
     genesis: Annotated[str, Meta(description="JSON file that a new chain begins with", extra={"metavar": "FILE"})] = ""
@@ -45,7 +49,10 @@ class LocalChainConfig(Config, frozen=True, kw_only=True):
             extra={"metavar": "ADDRESS=TAO", "repeatable": True},
         ),
     ] = ""
-    keep_blocks: Annotated[int, Meta(description="blocks whose state can still be read", ge=16, le=100_000)] = 600
+    keep_blocks: Annotated[
+        int,
+        Meta(description="newest blocks whose state can be read; blocks themselves stay for ever", ge=16, le=100_000),
+    ] = 600
     log_level: LogLevel = "INFO"
 
 
@@ -53,7 +60,7 @@ def genesis(settings: LocalChainConfig, folder: Path) -> Genesis:
     """What a new chain begins with. Raises ConfigError."""
     path = Path(settings.genesis) if settings.genesis else folder / "genesis.json"
     if not settings.genesis and not path.exists():
-        found = Genesis()
+        found = births.usual()
     else:
         try:
             found = births.read(path.read_bytes())
@@ -64,6 +71,20 @@ def genesis(settings: LocalChainConfig, folder: Path) -> Genesis:
     if settings.block_s:
         found = msgspec.structs.replace(found, block_ms=max(1, round(settings.block_s * 1000)))
     return found
+
+
+def first_steps(chain: Chain, url: str) -> str:
+    """For whoever starts a chain by hand: how to get TAO on it."""
+    if births.sudo_of(chain.genesis) != births.dev_address():
+        return ""
+    usual = url == f"ws://{HOST}:{LocalChainConfig().port}"
+    network = "local" if usual else f"{url} BT_FALLBACK_ENDPOINTS=none BT_ARCHIVE_ENDPOINTS=none"
+    return (
+        f"for TAO, take the development key (everybody has it; it is worth nothing elsewhere):\n"
+        f"  export BT_NETWORK={network}\n"
+        f"  btcli wallet regen-coldkey -w alice --seed {births.DEV_SEED} --no-password\n"
+        f"  btcli wallet transfer -w alice --dest YOUR_WALLET --amount 2000 -y"
+    )
 
 
 def announce(folder: Path, url: str) -> None:
@@ -93,9 +114,11 @@ async def run(settings: LocalChainConfig, runtime: SystemRuntime) -> None:
         except OSError as error:
             raise ConfigError("--port", f"{settings.port}: {error.strerror}", "choose another, or 0") from None
         try:
-            announce(folder, f"ws://{HOST}:{port}")
             logger.info("local chain at ws://{}:{}, block {}", HOST, port, chain.number)
-            await (node.author(settings.block_s) if settings.block_s else asyncio.Event().wait())
+            if steps := first_steps(chain, f"ws://{HOST}:{port}"):
+                logger.info("{}", steps)
+            announce(folder, f"ws://{HOST}:{port}")
+            await node.author(settings.block_s)
         finally:
             (folder / "chain.json").unlink(missing_ok=True)
             await node.stop()

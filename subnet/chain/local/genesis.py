@@ -17,6 +17,8 @@ from subnet.errors import ConfigError
 RAO_PER_TAO = 10**9
 DEV_URI = "//Alice"
 """The well-known development key: rich, and sudo, on chains that name no other. Never holds anything of worth."""
+DEV_SEED = "0xe5be9a5092b81bca64be81d212e7f2f9eba183bb7a90954f7b76361f6edb5c0a"
+"""The same key as btcli takes it: `btcli wallet regen-coldkey --seed`."""
 DEV_TAO = 1_000_000
 
 
@@ -32,6 +34,12 @@ class Genesis(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     new_subnets: Mapping[str, float | int | bool] = {}
     """Hyperparameters, by btcli's names, that new subnets begin with: {"tempo": 20, "weights_rate_limit": 10, ...}; raw
     integers, or true and false."""
+
+
+def usual() -> Genesis:
+    """For a chain that was given none. Sealed weights need a signature of the drand network, which nobody offline has:
+    subnets here begin with plain ones, or no miner of theirs would ever be paid."""
+    return Genesis(new_subnets={"commit_reveal_weights_enabled": False})
 
 
 def read(data: bytes) -> Genesis:

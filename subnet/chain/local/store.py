@@ -1,13 +1,15 @@
 """The chain on disk: one SQLite file, one transaction for each block.
 
-Law: what `seal` has written survives SIGKILL; a block is there whole or not at all. Blocks are kept for ever, state
-only as far back as `State` keeps it. `load` gives back exactly what was sealed last.
+Law: what `seal` has written survives SIGKILL; a block is there whole or not at all, and so is the chain's beginning.
+Blocks with their extrinsics are kept for ever, here and not in memory (half a kilobyte for an empty one), state only as
+far back as `State` keeps it. `versions` gives back exactly what was sealed last.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,12 +69,27 @@ class Store:
         return Facts(**{name: found[name] for name in Facts._fields}) if found else None
 
     def begin(self, facts: Facts) -> None:
-        self._db.executemany("INSERT INTO facts VALUES (?, ?)", facts._asdict().items())
+        with self._whole():
+            self._db.executemany("INSERT INTO facts VALUES (?, ?)", facts._asdict().items())
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """All of the body's statements, or none when it raises or the process is killed. Raises ConfigError when the
+        disk is full or gone."""
+        try:
+            self._db.execute("BEGIN")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise ConfigError("--state", f"{self._path}: {error}", "make room on the disk") from None
+            raise
 
     def seal(self, block: Block, changes: Iterable[Change], forget: Iterable[Forget]) -> None:
-        """A block and what it changed. Raises sqlite3.Error, and then nothing was written."""
-        self._db.execute("BEGIN")
-        try:
+        """A block and what it changed; when it raises nothing was written."""
+        with self._whole():
             self._db.execute(
                 "INSERT INTO blocks VALUES (?, ?, ?)", (block.number, block.hash, msgspec.msgpack.encode(block))
             )
@@ -85,10 +102,6 @@ class Store:
                     "AND NOT EXISTS (SELECT 1 FROM versions WHERE key = ?1 AND block > ?2)",
                     (key, before),
                 )
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     def versions(self) -> Iterator[tuple[int, bytes, bytes | None]]:
         """All (block, key, value) by block."""

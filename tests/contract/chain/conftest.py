@@ -7,18 +7,21 @@ the SDK. Each world knows how to do what no neuron can: let time pass, register,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import bittensor as bt
 import pytest
+from websockets.sync.client import connect
 
 from subnet.chain.base import Chain, Outcome
 from subnet.chain.coldkey import Coldkey
@@ -31,7 +34,8 @@ TEMPO, RATE_LIMIT = 10, 3
 BLOCK_S = 0.05
 NAMES = ("owner", "validator", "miner", "other", "stranger")
 """All but the stranger have a uid, in this order; owner and validator have permits, the validator nearly all stake."""
-START_TIMEOUT_S = 30.0
+ROOT = Path(__file__).resolve().parents[3]
+START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 10.0
 ALICE = "//Alice"
 
 
@@ -102,30 +106,61 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_node(state: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """The local chain as a process, and its URL once it listens."""
-    command = [sys.executable, "-m", "subnet.chain.local", "--state", str(state), "--port", "0"]
-    root = Path(__file__).resolve().parents[3]
-    log = (state.parent / "node.log").open("wb")
-    process = subprocess.Popen([*command, "--block-s", str(BLOCK_S)], cwd=root, stdout=log, stderr=log)
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
+class Machine:
+    """One state folder, and the local chain as a process on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state, self.folder = folder / "state", folder
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    def start(self, *flags: str, port: int = 0) -> None:
+        """Returns once it listens."""
+        command = [sys.executable, "-m", "subnet.chain.local", "--state", str(self.state), "--port", str(port), *flags]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        said: dict[str, Any] = {}
+        while said.get("pid") != self.process.pid:  # a killed chain leaves its own chain.json behind
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.02)
+            with contextlib.suppress(FileNotFoundError):
+                said = json.loads((self.state / "chain.json").read_text())
+        self.url = said["url"]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
         try:
-            return process, str(json.loads((state / "chain.json").read_text())["url"])
-        except (OSError, ValueError, KeyError):
-            time.sleep(0.05)
-    process.kill()
-    process.wait()
-    pytest.fail(f"the local chain did not start:\n{(state.parent / 'node.log').read_text()[-2000:]}")
+            return self.process.wait(END_TIMEOUT_S)
+        finally:
+            self.process.kill()
+
+    def ask(self, method: str, *params: Any) -> Any:
+        """One answer of its JSON-RPC."""
+        with connect(self.url) as socket:
+            socket.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}))
+            return json.loads(socket.recv(5))["result"]
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
 
-def stop_node(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    if made.runs:
+        made.end(signal.SIGKILL)
+
+
+def wallet(folder: Path, name: str) -> bt.Wallet:
+    made = bt.Wallet(name=name, hotkey="default", path=str(folder / "wallets"))
+    made.create_new_coldkey(use_password=False, suppress=True)
+    made.create_new_hotkey(suppress=True)
+    return made
 
 
 async def make_subnet(url: str, wallets: dict[str, bt.Wallet]) -> int:
@@ -149,21 +184,37 @@ async def make_subnet(url: str, wallets: dict[str, bt.Wallet]) -> int:
             await key.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The SDK's, away from the developer's own."""
+    folder = tmp_path_factory.mktemp("caches")
+    os.environ["BITTENSOR_RUNTIME_CACHE_DIR"] = str(folder / "runtimes")
+    os.environ["BTCLI_TOKEN_SYMBOLS_CACHE"] = str(folder / "symbols.json")
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Callable[..., Awaitable[tuple[dict[str, bt.Wallet], int]]]:
+    """Starts a machine with these flags and makes the subnet on it: wallets by name, netuid."""
+
+    async def settle(machine: Machine, *flags: str) -> tuple[dict[str, bt.Wallet], int]:
+        wallets = {name: wallet(tmp_path, name) for name in NAMES}
+        await asyncio.to_thread(machine.start, *flags)
+        return wallets, await make_subnet(machine.url, wallets)
+
+    return settle
+
+
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     folder = tmp_path_factory.mktemp("chain")
-    os.environ["BITTENSOR_RUNTIME_CACHE_DIR"] = str(folder / "cache")
-    os.environ["BTCLI_TOKEN_SYMBOLS_CACHE"] = str(folder / "symbols.json")
-    process, url = start_node(folder / "state")
+    wallets = {name: wallet(folder, name) for name in NAMES}
+    machine = Machine(folder)
     try:
-        wallets = {}
-        for name in NAMES:
-            wallets[name] = bt.Wallet(name=name, hotkey="default", path=str(folder / "wallets"))
-            wallets[name].create_new_coldkey(use_password=False, suppress=True)
-            wallets[name].create_new_hotkey(suppress=True)
-        yield Node(url, asyncio.run(make_subnet(url, wallets)), wallets)
+        machine.start("--block-s", str(BLOCK_S))
+        yield Node(machine.url, asyncio.run(make_subnet(machine.url, wallets)), wallets)
     finally:
-        stop_node(process)
+        if machine.runs:
+            machine.end()
 
 
 @pytest.fixture(params=["memory", "subtensor"])

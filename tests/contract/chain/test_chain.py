@@ -49,7 +49,8 @@ async def test_a_newcomer_looks_around(world: Any) -> None:
     seen = await world.chain("stranger").subnet()
     names = [name for neuron in seen.neurons for name, hotkey in world.hotkeys.items() if hotkey == neuron.hotkey]
     assert names == ["owner", "validator", "miner", "other"] and [n.uid for n in seen.neurons] == [0, 1, 2, 3]
-    assert seen.owner_uid == OWNER and seen.neurons[VALIDATOR].stake > 100 * seen.neurons[MINER].stake
+    assert seen.owner_uid == OWNER and seen.owner_hotkey == world.hotkeys["owner"]
+    assert seen.neurons[VALIDATOR].stake > 100 * seen.neurons[MINER].stake
     assert seen.tempo == seen.hyperparameters["tempo"] == 10 and seen.block_s > 0
     assert seen.hyperparameters["weights_rate_limit"] == 3
     assert seen.hyperparameters["commit_reveal_weights_enabled"] in (False, 0)
@@ -82,6 +83,8 @@ async def test_a_chain_that_is_away(world: Any) -> None:
         chain.set_weights({0: 1.0}),
         chain.commit("x"),
         chain.commitment(world.hotkeys["owner"]),
+        chain.committed_in(1, world.hotkeys["owner"]),
+        chain.weights(),
     ):
         with pytest.raises(Unavailable, match="does not answer"):
             await asked
@@ -111,7 +114,7 @@ async def test_who_may_not_set_weights(world: Any) -> None:
     seen = await world.chain("other").subnet()
     if not seen.neurons[OTHER].permit:
         other = await world.chain("other").set_weights({MINER: 1.0})
-        assert not other.done and other.reason is Reason.NOT_ALLOWED and f"uid {OTHER}" in other.sentence
+        assert not other.done and other.reason is Reason.NO_PERMIT and f"uid {OTHER}" in other.sentence
     assert await world.chain("owner").weights() == before
 
 
@@ -121,8 +124,8 @@ async def test_weights_no_chain_would_take(world: Any) -> None:
     unknown = await chain.set_weights({MINER: 1.0, 200: 1.0})
     assert not unknown.done and unknown.reason is Reason.NO_UID and "uid 200" in unknown.sentence
     zero = await chain.set_weights({MINER: 0.0})
-    assert not zero.done and zero.reason is Reason.NO_COUNTED_WORK
-    assert (await chain.set_weights({})).reason is Reason.NO_COUNTED_WORK
+    assert not zero.done and zero.reason is Reason.NO_WEIGHTS
+    assert (await chain.set_weights({})).reason is Reason.NO_WEIGHTS
     for bad in ({MINER: -1.0}, {MINER: float("nan")}, {-1: 1.0}):
         with pytest.raises(ValueError, match="non-negative"):
             await chain.set_weights(bad)
@@ -134,8 +137,9 @@ async def test_weights_become_pay(world: Any) -> None:
     chain = await permitted(world)
     before = await chain.subnet()
     seen = await paid(world, chain, {MINER: 3.0, OTHER: 1.0})
-    told = (await chain.weights())[VALIDATOR]
-    assert told == pytest.approx({MINER: 0.75, OTHER: 0.25}, abs=1e-4)
+    rows = await chain.weights()
+    assert rows[VALIDATOR].shares == pytest.approx({MINER: 0.75, OTHER: 0.25}, abs=1e-4)
+    assert MINER not in rows and all(sum(row.shares.values()) == pytest.approx(1.0) for row in rows.values())
     assert seen.pay[MINER].incentive == pytest.approx(0.75, abs=1e-3)
     assert seen.pay[OTHER].incentive == pytest.approx(0.25, abs=1e-3)
     assert seen.pay[VALIDATOR].dividends == pytest.approx(1.0, abs=1e-3) and seen.pay[VALIDATOR].incentive == 0
@@ -167,7 +171,8 @@ async def test_weights_too_soon(world: Any) -> None:
         second = await chain.set_weights({OTHER: 1.0})
         assert first.done and not second.done and second.reason is Reason.RATE_LIMITED
         assert str(first.block + 500) in second.sentence
-        assert set((await chain.weights())[VALIDATOR]) == {MINER}
+        row = (await chain.weights())[VALIDATOR]
+        assert set(row.shares) == {MINER} and row.block == first.block
     finally:
         await world.tune("weights_rate_limit", 3)
     await world.pass_blocks(3)
@@ -183,7 +188,7 @@ async def test_sealed_weights_are_not_shown(world: Any) -> None:
         await world.pass_blocks(3)
         sealed = await chain.set_weights({OTHER: 1.0})
         assert sealed.done and sealed.block > 0, sealed
-        assert set((await chain.weights())[VALIDATOR]) == {MINER}
+        assert set((await chain.weights())[VALIDATOR].shares) == {MINER}
     finally:
         await world.tune("commit_reveal_weights_enabled", False)
 
@@ -204,6 +209,8 @@ async def test_the_owner_publishes(world: Any) -> None:
     assert await miner.committed_in(first.block, world.hotkeys["owner"]) == "https://one.example"
     assert await miner.committed_in(second.block, world.hotkeys["owner"]) == "https://two.example"
     assert await miner.committed_in(first.block, world.hotkeys["miner"]) is None
+    with pytest.raises(Unavailable, match="holds"):
+        await miner.committed_in(second.block + 10**6, world.hotkeys["owner"])
 
 
 async def test_a_commitment_has_128_bytes(world: Any) -> None:

@@ -200,7 +200,7 @@ async def test_what_stands_and_what_does_not(node: Any) -> None:
     lossy.sent = True
     outcome = await chain.set_weights({2: 1.0, 3: 4.0})
     assert outcome.done and outcome.block > 0
-    assert (await chain.weights())[1] == pytest.approx({2: 0.2, 3: 0.8}, abs=1e-4)
+    assert (await chain.weights())[1].shares == pytest.approx({2: 0.2, 3: 0.8}, abs=1e-4)
     committed = await chain.commit("the same")
     assert committed.done
     assert await chain.committed_in(committed.block, seen.neurons[1].hotkey) == "the same"
@@ -233,12 +233,12 @@ async def test_a_coldkey_goes_on_after_a_shielded_call(node: Any) -> None:
         await coldkey.start_subnet(node.netuid),
     ]
     assert [outcome.done for outcome in outcomes] == [True, True, True, False]
-    assert outcomes[0].sentence.endswith("already") and outcomes[3].reason is Reason.NOT_ALLOWED
+    assert outcomes[0].sentence.endswith("already") and outcomes[3].reason is Reason.CHAIN_REFUSED
     assert await coldkey.balance_tao() > 9_000.0
     with pytest.raises(ConfigError, match="no_such_name"):
         await coldkey.set_hyperparameter(node.netuid, "no_such_name", 1)
     refused = await coldkey.set_hyperparameter(node.netuid, "immunity_period", 7_000)
-    assert not refused.done and refused.reason is Reason.NOT_ALLOWED, "not the owner"
+    assert not refused.done and refused.reason is Reason.CHAIN_REFUSED, "not the owner"
     await coldkey.close()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from subnet.chain.local.spec.metadata import compact
-from subnet.chain.local.store import Store
+from subnet.chain.local.store import Facts, Store
 from subnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,3 +113,31 @@ def test_time_does_not_run_backwards(lab: Laboratory) -> None:
     lab.now -= 3600
     lab.block()
     assert lab.storage.get("Timestamp", "Now") == before + 1
+
+
+def test_the_disk_is_full(make: Make, tmp_path: Path) -> None:
+    """9. No room is left in the middle of a block: the operator is told what to do; the block was never there, and
+    with some room the chain goes on from the last one that anybody heard of."""
+    lab = make(path=tmp_path / "chain.sqlite")
+    last = lab.block(3).block
+    (pages,) = lab.store._db.execute("PRAGMA page_count").fetchone()
+    lab.store._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(ConfigError, match=r"--state: .*full; make room"):
+        lab.block(200)
+    reached = lab.store.newest()
+    assert reached is not None and reached.number >= last.number
+    lab.store.close()
+    again = make(path=tmp_path / "chain.sqlite")
+    assert again.chain.head == reached and again.block().block.parent == reached.hash
+
+
+def test_killed_at_birth(tmp_path: Path) -> None:
+    """10. The process dies while it writes down what the chain is born with: at the next start there is no chain yet,
+    not half of one."""
+    store = Store(tmp_path / "chain.sqlite")
+    with pytest.raises(Exception, match="type"):
+        store.begin(Facts(b"digest", b"seed", object()))  # type: ignore[arg-type]
+    store.close()
+    again = Store(tmp_path / "chain.sqlite")
+    assert again.facts() is None
+    again.close()

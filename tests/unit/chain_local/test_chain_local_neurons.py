@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from conftest import Laboratory
 
 TAO = 10**9
-AXON = {"netuid": 1, "version": 1, "ip": 0x7F000001, "port": 8091, "ip_type": 4, "protocol": 4}
+AXON = {"netuid": 1, "version": 1, "ip": 0x01020304, "port": 8091, "ip_type": 4, "protocol": 4}
 AXON |= {"placeholder1": 0, "placeholder2": 0}
 
 
@@ -144,10 +144,10 @@ def test_a_newcomer_inherits_nothing(town: Laboratory) -> None:
 
 
 def test_serving(town: Laboratory) -> None:
-    """10. An endpoint is checked, and not changed more often than every fifty blocks."""
+    """10. An endpoint is checked, and not changed more often than every fifty blocks; address 0 takes it away."""
     serve = ("miner/hot", "SubtensorModule", "serve_axon")
     assert town.do(*serve, **AXON | {"port": 0}) == "InvalidPort"
-    assert town.do(*serve, **AXON | {"ip": 0}) == "InvalidIpAddress"
+    assert town.do(*serve, **AXON | {"ip": 0x7F000001}) == "InvalidIpAddress", "nobody else can reach it"
     assert town.do(*serve, **AXON | {"ip_type": 5}) == "InvalidIpType"
     assert town.do("owner", "SubtensorModule", "serve_axon", **AXON) == "HotKeyNotRegisteredInNetwork"
     assert town.do(*serve, **AXON) == ""
@@ -155,6 +155,9 @@ def test_serving(town: Laboratory) -> None:
     town.block(50)
     assert town.do(*serve, **AXON | {"port": 9}) == ""
     assert town.storage.value("Axons", 1, town.address("miner/hot"))["port"] == 9
+    town.block(50)
+    assert town.do(*serve, **AXON | {"ip": 0, "port": 0}) == ""
+    assert town.storage.value("Axons", 1, town.address("miner/hot"))["ip"] == 0
 
 
 def test_a_swapped_hotkey(town: Laboratory) -> None:
@@ -187,3 +190,43 @@ def test_a_seat_on_root(town: Laboratory) -> None:
     assert town.do("second", *seat, hotkey=town.address("second/hot")) == ""
     assert town.storage.account("Keys", 0, 0) == town.address("second/hot")
     assert town.do("validator", *seat, hotkey=town.address("validator/hot")) == "StakeTooLowForRoot"
+
+
+def trim(town: Laboratory, max_n: int, who: str = "owner") -> str:
+    return town.do(who, "AdminUtils", "sudo_trim_to_max_allowed_uids", netuid=1, max_n=max_n)
+
+
+def test_a_trimmed_subnet(town: Laboratory) -> None:
+    """13. The owner wants four uids instead of five. Of those that earned least the youngest goes; who stays keeps
+    stake, pay, permit, bonds and the weights given to it, under uids without gaps; a newcomer then needs another's."""
+    town.tune("immunity_period", immunity_period=1)
+    town.to_epoch()
+    town.weigh("validator", {2: 1, 4: 3})
+    town.weigh("second", {2: 1, 4: 3, 3: 0})
+    town.to_epoch()
+    before = {who: (town.alpha(who, who), town.uid(who)) for who in ("validator", "second", "other")}
+    shares, bond = town.storage.row("Incentive", 1), dict(town.storage.row("Bonds", 1, 1))[4]
+    assert trim(town, 4, who="stranger") == "BadOrigin"
+    assert trim(town, 257) == trim(town, 0) == "InvalidValue"
+    assert trim(town, 4) == ""
+    assert [town.uid(who) for who in ("owner", "validator", "second", "miner", "other")] == [0, 1, 2, None, 3]
+    assert (town.storage.number("SubnetworkN", 1), town.storage.number("MaxAllowedUids", 1)) == (4, 4)
+    assert [town.alpha(who, who) for who in before] == [alpha for alpha, _ in before.values()]
+    assert town.storage.row("Incentive", 1) == [shares[uid] for uid in (0, 1, 2, 4)]
+    assert dict(town.storage.row("Weights", 1, 1)) == {2: 21845, 3: 65535}
+    assert dict(town.storage.row("Bonds", 1, 1))[3] == bond
+    assert all(len(town.storage.row(name, 1)) == 4 for name in ("LastUpdate", "ValidatorPermit", "Emission", "Active"))
+    assert not town.storage.has("Keys", 1, 4) and not town.storage.has("Weights", 1, 4)
+    town.to_epoch()
+    assert town.storage.row("Incentive", 1)[3] == pytest.approx(shares[4], rel=1e-2)
+    assert town.register("stranger") == "" and town.storage.number("SubnetworkN", 1) == 4
+
+
+def test_too_many_are_immune(town: Laboratory) -> None:
+    """14. Everybody came lately: nobody may be thrown out, and the limit stays what it was. A limit above the number
+    of uids throws nobody out."""
+    town.tune("immunity_period", immunity_period=5000)
+    assert trim(town, 4) == "TrimmingWouldExceedMaxImmunePercentage"
+    assert (town.storage.number("SubnetworkN", 1), town.storage.number("MaxAllowedUids", 1)) == (5, 256)
+    assert trim(town, 9) == "" and town.uid("other") == 4
+    assert town.storage.number("MaxAllowedUids", 1) == 9

@@ -173,7 +173,8 @@ def test_moving(calm: Laboratory) -> None:
 
 
 def test_all_of_it(calm: Laboratory) -> None:
-    """8. A nominator leaves a validator altogether, on every subnet at once; another sells the whole with a limit."""
+    """8. A nominator leaves a validator altogether, on every subnet at once; another sells the whole with a limit; a
+    third takes its alpha to root."""
     buys(calm, "stranger", 10)
     buys(calm, "stranger", 10, netuid=0)
     buys(calm, "other", 3)
@@ -182,6 +183,11 @@ def test_all_of_it(calm: Laboratory) -> None:
     full = {"hotkey": hot(calm, "validator"), "netuid": 1, "limit_price": None}
     assert calm.do("other", PALLET, "remove_stake_full_limit", **full) == ""
     assert calm.alpha("validator", "other") == 0
+    buys(calm, "miner", 3)
+    assert calm.do("miner", PALLET, "unstake_all_alpha", hotkey=hot(calm, "validator")) == ""
+    assert calm.alpha("validator", "miner") == 0
+    assert calm.alpha("validator", "miner", 0) == pytest.approx(3 * TAO, rel=1e-6)
+    assert calm.do("miner", PALLET, "unstake_all_alpha", hotkey=hot(calm, "validator")) == "AmountTooLow"
 
 
 def test_takes_and_owners(calm: Laboratory) -> None:

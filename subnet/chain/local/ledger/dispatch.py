@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from subnet.chain.local.ledger import accounts, neurons, staking, subnets, weights
+from subnet.chain.local.ledger import accounts, neurons, staking, subnets, trim, weights
 from subnet.chain.local.ledger.book import Book, CallFailed, Handler, require, require_origin
 from subnet.chain.local.ledger.extrinsics import Call, Extrinsic, call_of, digest_of
 from subnet.chain.local.spec.interface import Interface, octets
@@ -149,6 +149,7 @@ CALLS: dict[tuple[str, str], Handler] = {
     **staking.CALLS,
     **subnets.CALLS,
     **neurons.CALLS,
+    **trim.CALLS,
     **weights.CALLS,
     ("Sudo", "sudo"): sudo,
     ("Utility", "batch"): batch,

@@ -24,6 +24,7 @@ BY_UID: tuple[tuple[str, Any], ...] = (
     ("Incentive", 0),
 )
 """Vectors with one element for each uid, and what a new uid begins with."""
+LOOPBACK_V4, LOOPBACK_V6 = 0x7F000001, 1
 
 
 def uid_of(storage: Storage, netuid: int, hotkey: str) -> int | None:
@@ -52,7 +53,7 @@ def add(book: Book, netuid: int, hotkey: str, taken_from: int | None = None) -> 
         uid = storage.number("SubnetworkN", netuid)
         storage.write("SubnetworkN", [netuid], uid + 1)
     else:
-        _clear(book, netuid, uid)
+        clear(book, netuid, uid)
     storage.write("Keys", [netuid, uid], hotkey)
     storage.write("Uids", [netuid, hotkey], uid)
     storage.write("IsNetworkMember", [hotkey, netuid], True)
@@ -63,7 +64,8 @@ def add(book: Book, netuid: int, hotkey: str, taken_from: int | None = None) -> 
     return uid
 
 
-def _clear(book: Book, netuid: int, uid: int) -> None:
+def clear(book: Book, netuid: int, uid: int) -> None:
+    """Whoever had this uid has none any more, and nothing of it is left."""
     storage = book.storage
     old = storage.account("Keys", netuid, uid)
     for name in ("Uids", "Axons", "Prometheus", "AlphaDividendsPerSubnet"):
@@ -184,15 +186,20 @@ def serve_axon(book: Book, who: str, netuid: int, ip: int, port: int, ip_type: i
     storage = book.storage
     require(uid_of(storage, netuid, who) is not None, "HotKeyNotRegisteredInNetwork")
     require(ip_type in (4, 6), "InvalidIpType")
-    require(ip, "InvalidIpAddress")
-    require(port, "InvalidPort")
+    require(not is_loopback(ip, ip_type), "InvalidIpAddress")
+    require(port or not ip, "InvalidPort")
     before = storage.value("Axons", netuid, who)
     waited = book.number - before["block"] if before else None
     require(waited is None or waited >= storage.number("ServingRateLimit", netuid), "ServingRateLimitExceeded")
     names = ("version", "protocol", "placeholder1", "placeholder2")
+    # address 0 says that nothing serves any more
     axon = {"block": book.number, "ip": ip, "port": port, "ip_type": ip_type} | {name: rest[name] for name in names}
     storage.write("Axons", [netuid, who], axon)
     book.emit("SubtensorModule", "AxonServed", (netuid, who))
+
+
+def is_loopback(ip: int, ip_type: int) -> bool:
+    return ip == (LOOPBACK_V4 if ip_type == 4 else LOOPBACK_V6)
 
 
 CALLS: dict[tuple[str, str], Handler] = {

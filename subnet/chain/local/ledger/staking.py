@@ -64,10 +64,23 @@ def remove_stake_full_limit(book: Book, who: str, hotkey: str, netuid: int, limi
 
 
 def unstake_all(book: Book, who: str, hotkey: str) -> None:
-    for netuid, is_there in book.storage.pairs("SubtensorModule", "NetworksAdded"):
-        held = stake.stake_of(book.storage, hotkey, who, netuid)
-        if is_there and held:
-            accounts.credit(book.storage, who, _unstake(book, who, hotkey, netuid, held))
+    for netuid, held in _held(book.storage, who, hotkey):
+        accounts.credit(book.storage, who, _unstake(book, who, hotkey, netuid, held))
+
+
+def unstake_all_alpha(book: Book, who: str, hotkey: str) -> None:
+    """All alpha becomes stake on root."""
+    positions = [(netuid, held) for netuid, held in _held(book.storage, who, hotkey) if netuid != ROOT]
+    tao = sum(_unstake(book, who, hotkey, netuid, held) for netuid, held in positions)
+    require(tao, "AmountTooLow")
+    _stake(book, who, hotkey, ROOT, tao)
+
+
+def _held(storage: Storage, who: str, hotkey: str) -> list[tuple[int, int]]:
+    """(netuid, rao) of a coldkey's positions at a hotkey."""
+    netuids = [netuid for netuid, is_there in storage.pairs("SubtensorModule", "NetworksAdded") if is_there]
+    held = ((netuid, stake.stake_of(storage, hotkey, who, netuid)) for netuid in netuids)
+    return [(netuid, rao) for netuid, rao in held if rao]
 
 
 def move_stake(
@@ -215,6 +228,7 @@ _BY_NAME: dict[str, Handler] = {
     "remove_stake_limit": remove_stake,
     "remove_stake_full_limit": remove_stake_full_limit,
     "unstake_all": unstake_all,
+    "unstake_all_alpha": unstake_all_alpha,
     "move_stake": move_stake,
     "transfer_stake": transfer_stake,
     "swap_stake": swap_stake,

@@ -7,6 +7,7 @@ and is cut off when it does not read them. Blocks are made here and nowhere else
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from typing import Any
 
@@ -79,6 +80,9 @@ class Node:
         self._clients: set[Client] = set()
         self._ids = itertools.count(1)
         self._server: Server | None = None
+        self._broken = asyncio.Event()
+        """A block could not be made: the chain in memory is not the one on disk any more."""
+        self._error: BaseException | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listens; returns the port. Raises OSError."""
@@ -94,17 +98,28 @@ class Node:
             await self._server.wait_closed()
 
     async def author(self, block_s: float) -> None:
-        """Makes blocks at this pace until cancelled; late ones are not made up for."""
+        """Makes blocks at this pace (0: none) until cancelled; late ones are not made up for. Raises what a block,
+        whoever asked for it, could not be made for."""
         loop = asyncio.get_running_loop()
         due = loop.time() + block_s
-        while True:
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            due = max(due + block_s, loop.time())
-            self.produce()
+        while not self._broken.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due if block_s else None):
+                    await self._broken.wait()
+            if block_s and not self._broken.is_set():
+                due = max(due + block_s, loop.time())
+                self.produce()
+        assert self._error is not None
+        raise self._error
 
     def produce(self) -> Block:
-        """One block; everybody who waits for it hears of it."""
-        produced = self.chain.produce()
+        """One block; everybody who waits for it hears of it, once it is on disk."""
+        try:
+            produced = self.chain.produce()
+        except BaseException as error:
+            self._error = error
+            self._broken.set()
+            raise
         header = header_of(produced.block)
         for client in self._clients:
             _report(client, produced)

@@ -38,6 +38,7 @@ _ADMIN_CALLS = (
     *(f"{row.setter} netuid:NetUid {row.arg}:{row.type}" for row in HYPERPARAMETERS if row.setter),
     "sudo_set_alpha_values netuid:NetUid alpha_low:u16 alpha_high:u16",
     "sudo_set_epoch_consensus netuid:NetUid mode:EpochConsensus",
+    "sudo_trim_to_max_allowed_uids netuid:NetUid max_n:u16",
 )
 
 

@@ -27,6 +27,7 @@ _CALLS = (
     f"remove_stake_limit hotkey:AccountId netuid:NetUid amount_unstaked:AlphaBalance {_LIMIT}",
     "remove_stake_full_limit hotkey:AccountId netuid:NetUid limit_price:Option<TaoBalance>",
     "unstake_all hotkey:AccountId",
+    "unstake_all_alpha hotkey:AccountId",
     "move_stake origin_hotkey:AccountId destination_hotkey:AccountId origin_netuid:NetUid destination_netuid:NetUid "
     "alpha_amount:AlphaBalance",
     "transfer_stake destination_coldkey:AccountId hotkey:AccountId origin_netuid:NetUid destination_netuid:NetUid "
@@ -88,8 +89,7 @@ SubtokenDisabled NotSubnetOwner FirstEmissionBlockNumberAlreadySet NeedWaitingMo
 IncorrectCommitRevealVersion TooManyUnrevealedCommits SlippageTooHigh NetworkTxRateLimitExceeded InsufficientLiquidity
 InvalidValue TempoOutOfBounds ActivityCutoffFactorMilliOutOfBounds EpochTriggerAlreadyPending NewHotKeyIsSameWithOld
 DelegateTakeTooLow DelegateTakeTooHigh RegistrationPriceLimitExceeded MechanismDoesNotExist TransferDisallowed
-SameNetuid
-InvalidIdentity StakeTooLowForRoot
+SameNetuid InvalidIdentity StakeTooLowForRoot TrimmingWouldExceedMaxImmunePercentage
 """.split()
 
 
