@@ -216,7 +216,9 @@ class HonestSwarm:
         said = self._form_problem(told, rounds)
         if said is not None:
             self.problems.append(said)
-        dossier = Dossier(stage=stage, anchor=_SOURCE, commitments=told.commitments, applied_at=told.applied_at)
+        dossier = Dossier(
+            stage=stage, rules=0, anchor=_SOURCE, commitments=told.commitments, applied_at=told.applied_at
+        )
         first, count = drawable(dossier)
         pairs = list(pairwise(told.commitments))
         for number in range(first, first + count):

@@ -61,7 +61,7 @@ def test_only_who_may_validate_is_heard(courts: Courts) -> None:
     work = to_replay(court, "v1")
     for name in ("a", "b", "stranger", "evaluator"):
         reply = court.review(name, court.found(work.item, None, Reason.BAD_OBJECT))
-        assert isinstance(reply, m.Refusal) and reply.notice.reason is Reason.NOT_ALLOWED
+        assert isinstance(reply, m.Refusal) and reply.notice.reason is Reason.NO_PERMIT
         weights = m.WeightsSet(index=0, head="0" * 64, weights=((0, 1.0),), block=1, sentence="set")
         assert isinstance(court.world.send(Hotkey(name), weights), m.Refusal)
     assert court.standing("a").failed == 0 and not court.audit("a").findings and not court.state.pay.weights
