@@ -26,7 +26,6 @@ from subnet.errors import ConfigError
 from subnet.localnet import wallets
 from subnet.localnet.folder import Participants, RunFolder, TextFacts, late_miner_name, miner_names, validator_names
 from subnet.orchestrator import opening
-from subnet.orchestrator.opening import VALIDATION_FRACTION as VALIDATION_FRACTION
 from subnet.orchestrator.opening import Order
 from subnet.protocol.ids import Hotkey, RunId
 from subnet.protocol.messages import RunOpened

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from subnet.chain.base import Subnet
-from subnet.localnet.public_status import Audits, Pay, Replica, Status, Verdicts, WeightsReport
+from subnet.localnet.public_status import Audits, Pay, Replica, Status, Verdicts
 from subnet.localnet.words import alphas, emissions, name_of, printable, why
 from subnet.protocol.reasons import Reason
 
@@ -31,7 +31,7 @@ class Progress:
         self._verdicts: dict[str, Verdicts] = {}
         self._paid: dict[str, str] = {}
         """Reason of each hotkey's pay."""
-        self._weights: dict[str, WeightsReport] = {}
+        self._weights: dict[str, int | str] = {}
         self._emissions: dict[str, float] = {}
         """Shares that were told last."""
         self._anchored = -1
@@ -118,8 +118,9 @@ class Progress:
         for said, names in unpaid.items():
             yield f"unpaid: {', '.join(names)}: {said}"
         for hotkey, report in pay.validators.items():
-            if self._weights.get(hotkey) != report:
-                self._weights[hotkey] = report
+            news = report.index if report.block else report.sentence  # the same weights kept fresh are none
+            if self._weights.get(hotkey) != news:
+                self._weights[hotkey] = news
                 did = f"set weights of record {report.index}" if report.block else "could not set weights"
                 yield f"validator {self._name(hotkey)} {did}: {printable(report.sentence)}"
 

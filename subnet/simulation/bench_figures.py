@@ -146,8 +146,8 @@ class Trust(Struct, frozen=True, kw_only=True):
     speeds_miners: int
     weights_vs_work: float
     """Pearson's r of weights by the journal and verified work, in the run with those speeds."""
-    alpha_vs_work: float
-    """The same of the alpha that the local chain paid in its last epoch."""
+    incentive_vs_work: float
+    """The same of the incentive that the chain gave each uid in its last epoch."""
 
 
 class Compression(Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ import msgspec
 from subnet import presets
 from subnet.config import LocalnetConfig
 from subnet.data import prepare as text
-from subnet.localnet.prepare import VALIDATION_FRACTION
+from subnet.orchestrator.opening import VALIDATION_FRACTION
 from subnet.protocol.ids import Digest, RunId
 from subnet.protocol.keys import ObjectKey
 from subnet.protocol.run_spec import DataFile, DataSpec, RunSpec

@@ -21,7 +21,6 @@ from subnet.localnet.processes import SOURCES
 from subnet.localnet.record import Fold, fold
 from subnet.model.spec import num_params, shapes_of
 from subnet.protocol.run_spec import RunSpec
-from subnet.scoring.emission import payout_correlation
 from subnet.simulation.bench_children import BenchFailed, run_child
 from subnet.simulation.bench_figures import Efficiency, Launch, Trust, Wire
 from subnet.storage.sql import SqlJournal
@@ -99,17 +98,15 @@ def launch_facts(run: SwarmRun) -> Launch:
 def trust_facts(run: SwarmRun, uneven: SwarmRun, speeds: str) -> Trust:
     """From the reports of the default run and of one whose miners differ in speed."""
     audits, slips = run.report["audits"], [slip for slip in uneven.report["pay"].values() if slip["honest"]]
-    work = {slip["hotkey"]: slip["verified_work_units"] for slip in slips}
-    paid = {slip["hotkey"]: slip["emission_alpha"] or 0.0 for slip in slips}
     return Trust(
         audits_passed=audits["passed"],
         audits_failed=audits["failed"],
         audits_without_verdict=audits["not_revealed"] + audits["unreadable"],
         audit_cost_share=audits["cost_share"],
         speeds=speeds,
-        speeds_miners=len(work),
+        speeds_miners=len(slips),
         weights_vs_work=uneven.report["payout_correlation"],
-        alpha_vs_work=payout_correlation(paid, work),
+        incentive_vs_work=uneven.report["incentive_correlation"],
     )
 
 

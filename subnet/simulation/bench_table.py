@@ -138,9 +138,9 @@ def _trust(trust: Trust, judged: bool) -> Iterator[Row]:
     r = trust.weights_vs_work
     met = r >= PAYOUT_R_MIN if judged else None
     yield _row(section, f"{about} weights and verified work", r, f"{r:.4f}", f"≥ {PAYOUT_R_MIN:g}", met)
-    r = trust.alpha_vs_work
+    r = trust.incentive_vs_work
     met = r >= PAYOUT_R_MIN if judged else None
-    yield _row(section, f"{about} the chain's alpha and verified work", r, f"{r:.4f}", f"≥ {PAYOUT_R_MIN:g}", met)
+    yield _row(section, f"{about} the chain's incentive and verified work", r, f"{r:.4f}", f"≥ {PAYOUT_R_MIN:g}", met)
 
 
 def _wire(wire: Wire) -> Iterator[Row]:

@@ -47,7 +47,7 @@ def bench(*, quick: bool = False, swarm_loss: float = 4.9, failed: int = 0, cost
     )  # fmt: skip
     trust = Trust(
         audits_passed=12, audits_failed=failed, audits_without_verdict=1, audit_cost_share=cost, speeds="1,1,2,4",
-        speeds_miners=8, weights_vs_work=1.0, alpha_vs_work=0.995,
+        speeds_miners=8, weights_vs_work=1.0, incentive_vs_work=0.995,
     )  # fmt: skip
     wire = Wire(
         d_model=128, width=16, tokens=1_000, written_bytes={"boundary": 32_000, "gradient": 32_000, "upload": 1_500},

@@ -150,11 +150,13 @@ def test_weights_on_the_chain() -> None:
     shown = Progress({**NAMES, "5V": "validator-0"})
     refused = public_status.WeightsReport(index=7, block=0, sentence="no permit")
     done = public_status.WeightsReport(index=90, block=12, sentence="weights for 3 uids stand at block 12")
+    fresh = public_status.WeightsReport(index=90, block=31, sentence="weights for 3 uids stand at block 31")
     shown.lines(status(0), 1.0)
-    said = [shown.lines(status(0, pay=pay_of("paid", V=report)), 2.0)[-1:] for report in (refused, done, done)]
+    said = [shown.lines(status(0, pay=pay_of("paid", V=report)), 2.0)[-1:] for report in (refused, done, done, fresh)]
     assert said == [
         ["validator validator-0 could not set weights: no permit"],
         ["validator validator-0 set weights of record 90: weights for 3 uids stand at block 12"],
+        [],
         [],
     ]
 
