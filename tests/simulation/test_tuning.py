@@ -1,4 +1,5 @@
-"""The owner tunes a run while it goes on: miners go over with their next epoch, audits know by which rules was trained."""
+"""The owner tunes a run while it goes on: miners go over with their next epoch, and audits know by which rules each
+epoch was trained."""
 
 from __future__ import annotations
 
