@@ -23,7 +23,8 @@ from subnet.protocol.ids import Digest, Epoch, Hotkey, RunId
 from subnet.validator.follower import Follower
 
 ANCHORS_FILE = "anchors.jsonl"
-EVERY_S = 10.0
+EVERY_S = 12.0
+"""About a block of a public network: nothing is committed faster."""
 PATIENCE_S = 600.0
 FILE_BYTES_MAX = 16 << 20
 """Read of a file, from its end; an anchor takes some 300 bytes."""

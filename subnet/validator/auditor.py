@@ -54,7 +54,7 @@ class Auditor:
         device: str,
         turn: asyncio.Lock,
     ) -> None:
-        self._spec, self._batches, self._device = spec, batches, device
+        self.spec, self._batches, self._device = spec, batches, device
         self._transfer, self._runtime, self._turn = transfer, runtime, turn
 
     async def audit(self, work: AuditWork) -> AuditDone:
@@ -125,7 +125,7 @@ class Auditor:
     # ---- computing ---------------------------------------------------------------------------------------------------
 
     def _measure(self, work: AuditWork, data: _Bytes) -> AuditFigures:
-        count = self._spec.stages[work.stage].num_params
+        count = self.spec.stages[work.stage].num_params
 
         def state(parts: tuple[bytes, ...], at: Commitment) -> TrainingState | None:
             if not parts:
@@ -135,7 +135,7 @@ class Auditor:
 
         upload_P: np.ndarray | None = None
         if data.upload is not None:
-            upload_P = compression.decode(data.upload, self._spec.merge.upload_values, count)
+            upload_P = compression.decode(data.upload, self.spec.merge.upload_values, count)
         segment = Segment(
             epoch=work.epoch,
             anchor_P=compression.decode(data.anchor, Values.FP32, count),
@@ -147,7 +147,7 @@ class Auditor:
             end=_shown(state(data.end, work.ends)),
             upload_P=upload_P,
         )
-        rules = work.spec or self._spec
+        rules = work.spec or self.spec
         before = rules if work.applies_after is None else work.spec_before
         return Replay(rules, work.stage, self._device, self._batches, before).measure(segment)
 

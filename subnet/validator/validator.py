@@ -33,6 +33,7 @@ from subnet.protocol.messages import (
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
 from subnet.runtime import Runtime
+from subnet.scoring.audit import judge
 from subnet.transport.base import ControlClient, ObjectClient
 from subnet.transport.transfer import Transfer
 from subnet.validator.anchors import ANCHORS_FILE, AnchorWatch
@@ -194,7 +195,10 @@ class Validator:
             self._told.set()
         finally:
             del self._busy[work.item]
-        logger.info("audit of {}: {} passes, {}", about, len(work.passes), done.figures or done.sentence)
+        said, spec = done.sentence, work.spec or auditor.spec
+        if done.figures is not None:
+            said = judge(done.figures, spec.audit.tolerances, spec.boundary.values)[1]
+        logger.info("audit of {}: {} passes, {}", about, len(work.passes), said)
 
     async def _evaluate(self, work: EvaluateWork) -> None:
         assert self._spec is not None

@@ -31,7 +31,7 @@ from subnet.protocol.ids import Hotkey
 from subnet.runtime import LoopRuntime, SystemRuntime
 
 TEMPO, RATE_LIMIT = 10, 3
-BLOCK_S = 0.05
+BLOCK_S = 0.1
 NAMES = ("owner", "validator", "miner", "other", "stranger")
 """All but the stranger have a uid, in this order; owner and validator have permits, the validator nearly all stake."""
 ROOT = Path(__file__).resolve().parents[3]

@@ -24,7 +24,7 @@ from subnet.runtime import SystemRuntime
 if TYPE_CHECKING:
     from conftest import Machine
 
-FLAGS = ("--block-s", "0.05", "--keep-blocks", "16")
+FLAGS = ("--block-s", "0.1", "--keep-blocks", "16")
 KILLS, HEADS_BETWEEN = 3, 8
 SUBSCRIBE = {"jsonrpc": "2.0", "id": 1, "method": "chain_subscribeNewHeads", "params": []}
 VALIDATOR, MINER, OTHER = 1, 2, 3

@@ -72,7 +72,7 @@ class Town(NamedTuple):
 
 @pytest.fixture
 async def town(machine: Machine, people: Any) -> AsyncIterator[Town]:
-    wallets, netuid = await people(machine, "--block-s", "0.05")
+    wallets, netuid = await people(machine, "--block-s", "0.1")
     made = Town(machine.url, netuid, wallets, {}, {})
     yield made
     for line in (*made.chains.values(), *made.coldkeys.values()):

@@ -235,6 +235,8 @@ async def test_a_coldkey_goes_on_after_a_shielded_call(node: Any) -> None:
     assert [outcome.done for outcome in outcomes] == [True, True, True, False]
     assert outcomes[0].sentence.endswith("already") and outcomes[3].reason is Reason.CHAIN_REFUSED
     assert await coldkey.balance_tao() > 9_000.0
+    assert await coldkey.owned_subnet(node.wallets["owner"].hotkey.ss58_address) == node.netuid
+    assert await coldkey.owned_subnet(hotkey) is None
     with pytest.raises(ConfigError, match="no_such_name"):
         await coldkey.set_hyperparameter(node.netuid, "no_such_name", 1)
     refused = await coldkey.set_hyperparameter(node.netuid, "immunity_period", 7_000)
@@ -256,8 +258,8 @@ async def test_a_check_at_the_start(node: Any) -> None:
         await wrong.subnet()
     with pytest.raises(ConfigError, match="reading only"):
         await right.set_weights({0: 1.0})
-    with pytest.raises(ConfigError, match="Unknown network 'fineny'"):
-        SubtensorChain("fineny", 1, None, SystemRuntime())
+    with pytest.raises(ConfigError, match="^--network: 'fineny.opentensor.ai' is not known; name "):
+        SubtensorChain("fineny.opentensor.ai", 1, None, SystemRuntime())
     await asyncio.gather(right.close(), wrong.close())
 
 

@@ -51,7 +51,7 @@ def commands() -> click.Command:
 @pytest.fixture
 def btcli(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Btcli:
     """Runs one command against a machine that is started; fails unless it ends with 0, or with `!` in front, does."""
-    machine.start("--block-s", "0.02")
+    machine.start("--block-s", "0.1")
     settings = {
         "BT_NETWORK": machine.url,
         "BT_FALLBACK_ENDPOINTS": "none",
@@ -104,7 +104,7 @@ def test_the_key_that_everybody_has() -> None:
 
 def test_the_program_itself(machine: Machine) -> None:
     """3. btcli as it is installed, with the lines that the chain printed when it started."""
-    machine.start("--block-s", "0.05")
+    machine.start("--block-s", "0.1")
     log = (machine.folder / "log").read_text()
     assert f"btcli {ALICE}" in log and f"export BT_NETWORK={machine.url} BT_FALL" in log
     settings = {"BT_NETWORK": machine.url, "BT_FALLBACK_ENDPOINTS": "none", "BT_ARCHIVE_ENDPOINTS": "none"}
