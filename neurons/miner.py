@@ -102,7 +102,7 @@ async def run(settings: config.MinerConfig, keypair: Keypair, work_dir: Path) ->
         async with opened(meeting, keypair, runtime) as lines:
             while True:
                 ending = await build(settings, lines, runtime, work_dir).run()
-                if ending.reason is not Reason.NOT_REGISTERED:
+                if ending.reason not in (Reason.NOT_REGISTERED, Reason.DEREGISTERED):
                     return ending
                 await admitted(chain, entrant, runtime)  # the chain knows better, and earlier
                 logger.info("the orchestrator has not seen the registration yet: joining again")

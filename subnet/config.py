@@ -24,7 +24,8 @@ from subnet.errors import ConfigError
 C = TypeVar("C", bound="Config")
 flag, settings = flags.flag, flags.settings
 _THIS_MACHINE = re.compile(r"(?:https?|wss?)://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/?")
-_EXTRA = ("env", "choices", "secret", "metavar", "repeatable", "hidden")
+_EXTRA = ("env", "choices", "secret", "metavar", "repeatable", "hidden", "alone")
+_NETUID_REMEDY = "give the number of the subnet, or set BT_NETUID"
 
 
 def _about(sentence: str, **limits: Any) -> Meta:
@@ -65,7 +66,8 @@ OrchestratorUrl = Annotated[
     ),
 ]
 JournalFile = Annotated[
-    str, _about("read this file instead of an orchestrator: a saved journal, or journal.sqlite", metavar="FILE")
+    str,
+    _about("read this file instead of an orchestrator: a saved journal, or journal.sqlite", metavar="FILE", alone=True),
 ]
 Network = Annotated[
     str,
@@ -166,13 +168,17 @@ class OrchestratorConfig(Config, frozen=True, kw_only=True):
         ),
     ] = ""
     network: Network = ""
-    netuid: Netuid = 0
+    netuid: Netuid = -1
     public_url: PublicUrls = ""
     config: Rules = ""
     wallet: Annotated[str, _about("wallet of the subnet's owner", min_length=1, metavar="NAME")] = "orchestrator"
     wallet_hotkey: Annotated[str, _about("the owner's hotkey in it", min_length=1, metavar="NAME")] = "default"
     wallet_path: Annotated[str, _about("folder of the wallets; default: wallets in the run folder", metavar="DIR")] = ""
     log_level: LogLevel = "INFO"
+
+    def __post_init__(self) -> None:
+        if self.network and self.netuid < 0:
+            raise ConfigError("--netuid", "is missing", _NETUID_REMEDY)
 
 
 class NeuronConfig(Config, frozen=True, kw_only=True):
@@ -200,7 +206,7 @@ class MinerConfig(NeuronConfig, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.orchestrator and self.netuid < 0:
-            remedy = "give the number of the subnet, or set BT_NETUID; or name an orchestrator with --orchestrator"
+            remedy = f"{_NETUID_REMEDY}; or name an orchestrator with --orchestrator"
             raise ConfigError("--netuid", "is missing", remedy)
         place = self.orchestrator or self.network
         if self.adversary and not _THIS_MACHINE.fullmatch(place):
@@ -226,7 +232,7 @@ class ValidatorConfig(NeuronConfig, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.netuid < 0:
-            raise ConfigError("--netuid", "is missing", "give the number of the subnet, or set BT_NETUID")
+            raise ConfigError("--netuid", "is missing", _NETUID_REMEDY)
         if self.host_orchestrator and not self.run_dir:
             remedy = "prepare a run with python -m subnet.prepare, and name its folder"
             raise ConfigError("--run-dir", "is missing", remedy)
@@ -248,12 +254,7 @@ def parse(config: type[C], argv: Sequence[str], prog: str) -> C:
 
 def given(config: type[Config], argv: Sequence[str], prog: str) -> dict[str, Any]:
     """Only what the command line and the environment really name, checked field by field."""
-    values, fields = flags.read(config, list(argv), prog), settings(config)
-    for name, one in fields.items():
-        variable = one.extra.get("env")
-        if name not in values and variable and os.environ.get(variable):
-            values[name] = os.environ[variable]
-    return {name: flags.checked(name, fields[name], value) for name, value in values.items()}
+    return flags.given(config, list(argv), prog, os.environ)
 
 
 def build(config: type[C], values: Mapping[str, Any]) -> C:

@@ -1,9 +1,10 @@
 """From the fields of a config to command-line flags, --help and one-line mistakes.
 
 Law: a field is the only source of its flag, its sentence and its limits. Every mistake is a ConfigError that names the
-flag and says what to write instead; nothing here prints, or reads the environment (`config` does). What a field's
-`extra` may say: env, the variable that stands in for it; choices; metavar; secret, its value is never shown;
-repeatable, the flag may be given several times and its values are joined by commas; hidden, it is not in --help.
+flag, or the variable that stands in for it, and says what to write instead; nothing here prints, or reads the
+environment (`config` passes it in). What a field's `extra` may say: env, its variable; choices; metavar; secret, its
+value is never shown; repeatable, the flag may be given several times and its values are joined by commas; hidden, it is
+not in --help; alone, beside its flag no variable counts.
 """
 
 from __future__ import annotations
@@ -43,6 +44,18 @@ def settings(config: type[Struct]) -> dict[str, Setting]:
 def flag(name: str) -> str:
     """The flag of a field: durations drop their unit, since their values carry one (20s)."""
     return "--" + name.removesuffix("_s").replace("_", "-")
+
+
+def given(config: type[Struct], argv: list[str], prog: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What the command line names, and for other fields the environment, checked field by field. Raises ConfigError."""
+    written, fields = read(config, argv, prog), settings(config)
+    values = {name: checked(name, fields[name], value) for name, value in written.items()}
+    if not any(fields[name].extra.get("alone") for name in written):
+        for name, one in fields.items():
+            variable = one.extra.get("env", "")
+            if name not in written and (value := environment.get(variable)):
+                values[name] = checked(name, one, value, variable)
+    return values
 
 
 def read(config: type[Struct], argv: list[str], prog: str) -> dict[str, Any]:
@@ -85,19 +98,20 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, one: Setting, default:
     parser.add_argument(flag(name), dest=name, metavar=metavar, help=shown, action=action)
 
 
-def checked(name: str, one: Setting, value: Any) -> Any:
-    """A field's value from what was written. Raises ConfigError."""
+def checked(name: str, one: Setting, value: Any, variable: str = "") -> Any:
+    """A field's value from what was written, there or in a variable of the environment. Raises ConfigError."""
     hint, meta, extra = one
+    named = flag(name) + (f" ({variable})" if variable else "")
     shown = "the value given" if extra.get("secret") else repr(value)
     if name.endswith("_s"):
-        value = _duration_s(flag(name), value)
+        value = _duration_s(named, value)
     choices = extra.get("choices")
     if choices and value not in choices:
-        raise ConfigError(flag(name), f"{shown} is not known", f"choose one of {', '.join(choices)}")
+        raise ConfigError(named, f"{shown} is not known", f"choose one of {', '.join(choices)}")
     try:
         return msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError:
-        raise ConfigError(flag(name), f"{shown} does not fit", f"write {_expected(hint, meta)}") from None
+        raise ConfigError(named, f"{shown} does not fit", f"write {_expected(hint, meta)}") from None
 
 
 def _expected(hint: Any, meta: Meta) -> str:

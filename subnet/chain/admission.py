@@ -54,6 +54,7 @@ class Entrant(NamedTuple):
 async def admitted(chain: Checked, entrant: Entrant, runtime: Runtime, *, validates: bool = False) -> Subnet:
     """The subnet, once the chain answers. Raises ConfigError when it cannot be used or the hotkey is not registered."""
     said = ""
+    logger.info("asking the chain at {}", entrant.network)
     while True:
         try:
             await chain.check()

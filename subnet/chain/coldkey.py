@@ -69,6 +69,15 @@ class Coldkey:
         told = await self._execute(bt.RegisterSubnet(hotkey_ss58=hotkey))
         return Created(_outcome(told, f"subnet {told.netuid} is created"), told.netuid)
 
+    async def owned_subnet(self, hotkey: Hotkey) -> int | None:
+        """The oldest subnet whose owner hotkey this is."""
+
+        async def ask(line: Line) -> int | None:
+            owners = await line.client.query_map(item("SubnetOwnerHotkey"))
+            return min((int(netuid) for netuid, owner in owners if owner == hotkey), default=None)
+
+        return await self._link.read(ask)
+
     async def start_subnet(self, netuid: int) -> Outcome:
         """Emission begins, and stake can be added."""
         return _outcome(await self._execute(bt.StartCall(netuid=netuid)), f"subnet {netuid} is started")

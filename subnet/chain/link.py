@@ -71,9 +71,9 @@ class Link:
         """`network` is finney, test, local or the URL of a node. Raises ConfigError for any other name."""
         try:
             label, self._endpoint = settings.resolve_endpoint(network)
-        except ValueError as error:
+        except ValueError:
             remedy = "name finney, test, local, or a node's ws:// or wss:// URL"
-            raise ConfigError("--network", str(error).split(".")[0], remedy) from None
+            raise ConfigError("--network", f"{network!r} is not known", remedy) from None
         pinned = network.startswith(_URL_SCHEMES)
         self.fallbacks = [] if pinned else settings.default_fallback_endpoints(label)
         self.archives = [] if pinned else settings.default_archive_endpoints(label)

@@ -14,6 +14,9 @@ from subnet.coordination.machine import Decision
 from subnet.coordination.state import CheckObject, DrawSecret, Effect, ReadChain, RecomputeShard
 from subnet.protocol.messages import ChainSeen, Envelope, ObjectChecked, RunResumed, SecretDrawn, ShardRecomputed
 
+SLACK_BLOCKS = 10
+"""Between a look at the chain and the block after an epoch's end: two readings of one node may cross."""
+
 
 class Answers:
     """Fed with every record in order, and what the rules made of it."""
@@ -24,6 +27,8 @@ class Answers:
         self.difference: str | None = None
         """The first record that answers nothing."""
         self._asked: Counter[Hashable] = Counter()
+        self._looks: dict[Hashable, int] = {}
+        """Questions for a block → the first one that the chain was seen at since."""
         self._uploads: dict[Hashable, tuple[str, ...]] = {}
         """Shards that are being recomputed → the uploads, one of which may turn out to be the bad one."""
 
@@ -32,11 +37,26 @@ class Answers:
         if isinstance(message, RunResumed):
             self._asked.clear()
             self._uploads.clear()
+            self._looks.clear()
+        if isinstance(message, ChainSeen):
+            self._note_look(index, message)
         question = self._question(message)
         if question is not None:
             self._answered(index, question)
         if decision is not None:
             self._ask(decision.effects)
+
+    def _note_look(self, index: int, seen: ChainSeen) -> None:
+        """Who has seen the chain knows the first block after the epoch: a later one was waited for, to choose it."""
+        if seen.closes is None:
+            for question in self._asked:
+                if isinstance(question, tuple) and question[0] == "a block":
+                    self._looks.setdefault(question, seen.block)
+            return
+        first = self._looks.pop(("a block", seen.closes), None)
+        if first is not None and seen.block > first + SLACK_BLOCKS:
+            said = f"record {index}: epoch {seen.closes} is closed by block {seen.block}, although the chain was at"
+            self.difference = self.difference or f"{said} {first} before: its audits were put off"
 
     def _question(self, message: object) -> Hashable | None:
         """What a record answers; None when it is no answer."""

@@ -96,6 +96,8 @@ class Chain(Struct):
     """What the chain said last."""
 
     block: int = 0
+    highest: int = 0
+    """The highest block that any look named."""
     owner_uid: int = 0
     uids: dict[Hotkey, int] = field(default_factory=dict)
     stake: dict[Hotkey, float] = field(default_factory=dict)
@@ -126,6 +128,8 @@ class Pay(Struct):
     drawn: int = -1
     """Audits of this epoch and all before it are drawn."""
     asked: int = -1
+    asked_block: int = 0
+    """The highest block that was known then: the epoch is drawn by a later one."""
     """Up to which epoch the chain was asked for the block that draws."""
     unlogged: dict[int, dict[Hotkey, float]] = field(default_factory=dict)
     """By epoch: work units of passes that are in nobody's accepted log, so no audit could ever look at them."""

@@ -41,20 +41,22 @@ def close_epochs(state: State, at: float) -> list[Effect]:
     # one question at a time: an answer that came before an earlier one would be lost
     due = pay.drawn + 1
     if due in pay.closed_at and pay.asked < due:
-        pay.asked = due
-        effects.append(ReadChain(Epoch(due)))
+        pay.asked, pay.asked_block = due, pay.chain.highest
+        effects.append(ReadChain(Epoch(due), pay.asked_block))
     return effects
 
 
 def chain_seen(state: State, seen: ChainSeen, at: float) -> list[Effect]:
     """Take over what the chain says; where it closes an epoch, draw that epoch's audits."""
     chain, effects = state.pay.chain, _changes(state, seen)
-    chain.block, chain.owner_uid = seen.block, seen.owner_uid
+    chain.block, chain.owner_uid, chain.highest = seen.block, seen.owner_uid, max(seen.block, chain.highest)
     chain.tempo, chain.hyperparameters = seen.tempo, seen.hyperparameters
     chain.uids = {neuron.hotkey: neuron.uid for neuron in seen.neurons}
     chain.stake = {neuron.hotkey: neuron.stake for neuron in seen.neurons}
     chain.permits = [neuron.hotkey for neuron in seen.neurons if neuron.permit]
-    if seen.closes is not None and seen.closes == state.pay.drawn + 1 and seen.closes in state.pay.closed_at:
+    is_due = seen.closes == state.pay.drawn + 1 and seen.closes in state.pay.closed_at
+    # a block that was known when the epoch closed would let the orchestrator choose whom to audit
+    if seen.closes is not None and is_due and seen.block > state.pay.asked_block:
         effects += _draw(state, seen.closes, seen.block_hash, at)
     return effects
 
@@ -62,7 +64,8 @@ def chain_seen(state: State, seen: ChainSeen, at: float) -> list[Effect]:
 def _changes(state: State, seen: ChainSeen) -> list[Effect]:
     """Who lost its uid, and to whom; what the owner changed on the chain. Scores stay with hotkeys, never with uids."""
     chain, now = state.pay.chain, {neuron.uid: neuron.hotkey for neuron in seen.neurons}
-    taken = {h: f"uid {uid} is {now[uid]}'s now" for h, uid in chain.uids.items() if now.get(uid, h) != h}
+    lost = {h: uid for h, uid in chain.uids.items() if uid in now and h not in now.values()}
+    taken = {h: f"uid {uid} is {now[uid]}'s now" for h, uid in lost.items()}
     effects = members.register(state, tuple(now.values()), taken)
     effects += [Say(f"{hotkey[:8]} lost its place: {said}") for hotkey, said in sorted(taken.items())]
     if chain.hyperparameters:  # known before

@@ -273,6 +273,8 @@ class ReadChain(Struct, frozen=True):
     """Wait for the first block from now on and journal a ChainSeen that closes the epoch."""
 
     closes: Epoch
+    above: int = 0
+    """The highest block that is known already."""
 
 
 class DrawSecret(Struct, frozen=True):

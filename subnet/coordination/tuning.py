@@ -18,9 +18,9 @@ def retune(state: State, message: Tuned) -> list[Effect]:
     spec, newest = message.spec, state.versions[-1]
     if spec.version != newest.version + 1 or not tuning.is_tuned_from(state.versions[0], spec):
         raise InvariantViolation(f"RunSpec {spec.version} is no tuning of this run's RunSpec {newest.version}")
+    changes = ", ".join(tuning.differences(newest, spec)) or "nothing"
     state.versions.append(spec)
     state.digests.append(spec.digest())
-    changes = ", ".join(tuning.differences(newest, spec)) or "nothing"
     return [Say(f"the owner tuned {changes}: RunSpec {spec.version} holds from each stage's next epoch on")]
 
 

@@ -51,7 +51,8 @@ def judge(state: State, audit: Audit, validator: Hotkey) -> tuple[bool, str] | N
     """What one validator's finding means; None when it blames nobody."""
     found = audit.findings[validator]
     if found.figures is not None:
-        return rules.judge(found.figures, state.spec.audit.tolerances, state.spec.boundary.values)
+        spec = state.versions[state.pay.dossiers[audit.epoch][audit.hotkey].rules]
+        return rules.judge(found.figures, spec.audit.tolerances, spec.boundary.values)
     if found.reason in (Reason.BAD_OBJECT, Reason.BAD_DIGEST, Reason.BAD_SIZE, Reason.NOT_FINITE, Reason.MALFORMED):
         return False, found.sentence
     return None

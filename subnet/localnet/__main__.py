@@ -20,7 +20,8 @@ def main(argv: Sequence[str]) -> int:
     runtime = SystemRuntime()
     with config.one_line_errors():
         given = config.given(config.LocalnetConfig, argv, "python -m subnet.localnet")
-        return launch(open_plan(given, runtime.now()), runtime)
+        with open_plan(given, runtime.now()) as plan:
+            return launch(plan, runtime)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ async def run(folder: RunFolder, runtime: Runtime) -> None:
     try:
         found = await set_up(folder, network, runtime)
     except Unavailable as error:
-        raise ConfigError("--run-dir", f"the local chain does not answer: {error}", "try again") from None
+        raise ConfigError("--run-dir", str(error), "try again") from None
     chain = SubtensorChain(network, found.netuid, None, runtime)
     try:
         await watch(chain, folder.reading, runtime)

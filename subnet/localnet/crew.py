@@ -15,7 +15,7 @@ from subnet.config import LocalnetConfig
 from subnet.errors import ConfigError, SubnetError
 from subnet.localnet.cast import Part
 from subnet.localnet.chain_genesis import BLOCK_S, PORTS, genesis
-from subnet.localnet.folder import OnChain, Participants, RunFolder, TextFacts, on_chain
+from subnet.localnet.folder import OnChain, Participants, RunFolder, TextFacts, load, on_chain
 from subnet.localnet.plan import Plan, bind
 from subnet.localnet.processes import SOURCES, Child, Processes, ended
 from subnet.runtime import Runtime
@@ -25,6 +25,8 @@ START_TIMEOUT_S = 60.0
 """For the chain and the orchestrator to listen."""
 FOUND_ELSEWHERE = {"IOTA_ORCHESTRATOR": ""}
 """Neurons of a local run find its orchestrator by netuid, whatever the operator's environment says."""
+OWN_JOURNAL = {"IOTA_JOURNAL_URL": ""}
+"""Its orchestrator writes into the run folder, whatever the operator's environment says."""
 LEAN = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "2"}
 """For the orchestrator, on glibc: a tensor on its way is given back to the system at once and leaves no hole behind."""
 
@@ -47,8 +49,7 @@ class Crew:
     async def prepare(self) -> tuple[Participants, TextFacts]:
         """Identities, tokens, first parameters."""
         await self._to_its_end("prepare", "subnet.localnet.prepare")
-        participants = msgspec.json.decode(self._folder.participants.read_bytes(), type=Participants)
-        return participants, msgspec.json.decode(self._folder.text_facts.read_bytes(), type=TextFacts)
+        return load(self._folder.participants, Participants), load(self._folder.text_facts, TextFacts)
 
     async def start_chain(self) -> Child:
         """The local chain: where it was before if that is free, otherwise at the first free port."""
@@ -97,6 +98,7 @@ class Crew:
             "orchestrator",
             ["-m", "subnet.orchestrator", *self._in_folder(), *options, *self._subnet(), *resume, *self._level()],
             **LEAN,
+            **OWN_JOURNAL,
         )
         await self._listens(child, self._folder.address)
         self.url = str(msgspec.json.decode(self._folder.address.read_bytes())["url"])

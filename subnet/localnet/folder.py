@@ -8,6 +8,7 @@
       chain/            the local chain                  subnet.json    network and netuid of the subnet on it
       reading.json      what that chain said last        sdk/           the SDK's caches of this run
       wallets/          keys without passwords           logs/, miners/   one file, one folder per process
+      localnet.lock     held while it runs
 
 Law: nothing of a local run is written anywhere else, but for the report and the tokenised text that runs share.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +25,9 @@ from msgspec import Struct
 from subnet.config import LocalnetConfig
 from subnet.errors import ConfigError
 from subnet.protocol.ids import Hotkey
+from subnet.protocol.messages import RunOpened
+
+T = TypeVar("T")
 
 
 class Participants(Struct, frozen=True, kw_only=True):
@@ -52,6 +56,10 @@ class RunFolder(NamedTuple):
     @property
     def settings(self) -> Path:
         return self.root / "localnet.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "localnet.lock"
 
     @property
     def opening(self) -> Path:
@@ -135,7 +143,30 @@ def on_chain(folder: RunFolder) -> OnChain | None:
     """As the run folder says it; None before there was a subnet."""
     if not folder.subnet.exists():
         return None
-    return msgspec.json.decode(folder.subnet.read_bytes(), type=OnChain)
+    return load(folder.subnet, OnChain)
+
+
+def load(path: Path, kind: type[T], field: str = "--run-dir") -> T:
+    """What a file of the run folder says. Raises ConfigError naming `field` when it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigError(field, f"{path} cannot be read ({reason})", "restore it, or start a new run") from None
+
+
+def check_whole(folder: RunFolder) -> None:
+    """Of a run that is to be continued: whatever is there must be readable. Raises ConfigError naming --resume."""
+    kinds: dict[Path, Any] = {
+        folder.opening: RunOpened,
+        folder.participants: Participants,
+        folder.registered: list[Hotkey],
+        folder.text_facts: TextFacts,
+        folder.subnet: OnChain,
+    }
+    for path, kind in kinds.items():
+        if path.exists():
+            load(path, kind, "--resume")
 
 
 def miner_names(settings: LocalnetConfig) -> list[str]:

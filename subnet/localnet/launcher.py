@@ -33,6 +33,8 @@ LAST_EVALUATION_TIMEOUT_S = 60.0
 LAST_READING_TIMEOUT_S = 30.0
 FINISHED_GRACE_S = 5.0
 """For miners to leave by themselves once the run is finished."""
+THIS_MACHINE = "127.0.0.1,localhost"
+"""Where everything of a local run is: no proxy of the operator's stands before it."""
 JOIN_HINT = "join from another terminal: see README, 'Join from a second terminal'"
 
 
@@ -43,7 +45,7 @@ class LocalNet:
         self._plan, self._settings, self._folder = plan, plan.config, plan.folder
         self._runtime, self._screen, self._say = runtime, screen, screen.say
         self._launched_at = runtime.now()
-        self._processes = Processes(plan.folder.logs, _environment(plan.folder))
+        self._processes = Processes(plan.folder.logs, environment(plan.folder))
         self._crew = Crew(plan, self._processes, runtime)
         faults = FaultPlan(
             self._settings.seed,
@@ -221,9 +223,12 @@ class LocalNet:
         self._say(f"{minutes:3d}:{seconds:02d}  {text}")
 
 
-def _environment(folder: RunFolder) -> dict[str, str]:
-    """Of every child: one thread, and the SDK's caches in the run folder instead of the operator's home."""
+def environment(folder: RunFolder) -> dict[str, str]:
+    """Of every child: one thread, no proxy, and the SDK's caches in the run folder instead of the operator's home."""
+    before = config.child_environment()
+    direct = {name: ",".join(filter(None, [before.get(name), THIS_MACHINE])) for name in ("NO_PROXY", "no_proxy")}
     return config.child_environment(
+        **direct,
         OMP_NUM_THREADS="1",
         MKL_NUM_THREADS="1",
         TOKENIZERS_PARALLELISM="false",

@@ -7,7 +7,8 @@ what its RunSpec fixes cannot be changed any more, but for what the owner's rule
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from subnet import config, presets
 from subnet.config import LocalnetConfig
 from subnet.errors import ConfigError
 from subnet.localnet.cast import Part, cast
-from subnet.localnet.folder import RunFolder, late_miner_name, make_writable, miner_names
+from subnet.localnet.folder import RunFolder, check_whole, late_miner_name, load, make_writable, miner_names
+from subnet.localnet.lock import held
 from subnet.orchestrator import tuning as rules
 from subnet.protocol.ids import Digest, RunId
 from subnet.protocol.keys import ObjectKey
@@ -53,8 +55,12 @@ def parts(settings: LocalnetConfig) -> dict[str, Part]:
     return dict(zip([*miner_names(settings), *([late] if late else [])], cast(settings), strict=True))
 
 
-def open_plan(given: Mapping[str, Any], now: float) -> Plan:
-    """From what the command line names to a run folder that is ready. Raises ConfigError."""
+@contextmanager
+def open_plan(given: Mapping[str, Any], now: float) -> Iterator[Plan]:
+    """From what the command line names to a run folder that is ready, and nobody else's inside the block.
+
+    Raises ConfigError.
+    """
     if given.get("resume"):
         plan = _continued(given)
     else:
@@ -71,9 +77,10 @@ def open_plan(given: Mapping[str, Any], now: float) -> Plan:
     _check(plan)
     make_writable("--run-dir", plan.folder.root)
     make_writable("--report", Path(plan.config.report).expanduser().absolute().parent)
-    kept = msgspec.structs.replace(plan.config, **dict.fromkeys(NOT_KEPT[:2], ""), port=0)
-    config.save(kept, plan.folder.settings)
-    return plan
+    with held("--resume" if plan.resumed else "--run-dir", plan.folder):
+        kept = msgspec.structs.replace(plan.config, **dict.fromkeys(NOT_KEPT[:2], ""), port=0)
+        config.save(kept, plan.folder.settings)
+        yield plan
 
 
 def _continued(given: Mapping[str, Any]) -> Plan:
@@ -82,6 +89,7 @@ def _continued(given: Mapping[str, Any]) -> Plan:
     folder = RunFolder(Path(given["resume"]).expanduser().absolute())
     if not folder.settings.is_file():
         raise ConfigError("--resume", f"{folder.root} holds no run", "name the folder of an earlier run")
+    check_whole(folder)
     before = config.load(LocalnetConfig, folder.settings)
     for name in FIXED_BY_THE_RUN:
         if name in given and given[name] != getattr(before, name):
@@ -101,7 +109,7 @@ def _check(plan: Plan) -> None:
         _check_port_is_free(settings.port)
     if settings.config:
         if plan.folder.opening.exists():
-            spec = msgspec.json.decode(plan.folder.opening.read_bytes(), type=RunOpened).spec
+            spec = load(plan.folder.opening, RunOpened).spec
         tuned(spec, rules.read(Path(settings.config)), spec.version + 1)
 
 

@@ -24,7 +24,15 @@ from subnet.config import Config, LocalnetConfig
 from subnet.data.prepare import Prepared
 from subnet.errors import ConfigError
 from subnet.localnet import wallets
-from subnet.localnet.folder import Participants, RunFolder, TextFacts, late_miner_name, miner_names, validator_names
+from subnet.localnet.folder import (
+    Participants,
+    RunFolder,
+    TextFacts,
+    late_miner_name,
+    load,
+    miner_names,
+    validator_names,
+)
 from subnet.orchestrator import opening
 from subnet.orchestrator.opening import Order
 from subnet.protocol.ids import Hotkey, RunId
@@ -80,7 +88,7 @@ def make_participants(folder: RunFolder, settings: LocalnetConfig) -> Participan
     _write_whole(folder.participants, msgspec.json.encode(participants))
     registered = set(participants.miners.values())
     if folder.registered.exists():
-        registered.update(msgspec.json.decode(folder.registered.read_bytes()))
+        registered.update(load(folder.registered, list[Hotkey]))
     _write_whole(folder.registered, msgspec.json.encode(sorted(registered)))
     return participants
 

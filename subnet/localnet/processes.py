@@ -51,12 +51,12 @@ class Child:
                 pass  # it ended a moment ago and the event loop has not heard of it yet
 
     def last_line(self) -> str:
-        """Of its log: what it said before it ended."""
+        """Of its log, the last one in words: what it said before it ended, without a traceback's ruling."""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return next((line.strip().lstrip("| ") for line in reversed(lines) if any(map(str.isalpha, line))), "")
 
 
 class Processes:

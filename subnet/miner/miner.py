@@ -142,13 +142,12 @@ class Miner:
             self._loader = group.create_task(self._load(joined), name="load")
         return Membership(joined.spec, spec_digest, joined.stage)
 
-    def _still_fits(self, joined: Joined, spec_digest: str) -> bool:
+    def _still_fits(self, joined: Joined, spec_digest: Digest) -> bool:
         """Whether the replica is what was joined, or one merge ahead of it (applied; the stage has not turned yet)."""
         replica = self._pipeline.replica
         if replica is None or self._desk.slots == 0:
             return False
-        same_run = replica.spec_digest == spec_digest and replica.stage == joined.stage
-        return same_run and replica.fits(joined.epoch)
+        return replica.stage == joined.stage and replica.fits(joined.epoch, spec_digest)
 
     async def _load(self, joined: Joined) -> None:
         """Data, parameters, trainer: then the slots are open."""

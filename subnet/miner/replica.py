@@ -47,15 +47,19 @@ class Replica:
         self._trainer = trainer
         self._merged: Anchor | None = None
         """The anchor that training goes on from, if it came by a merge here: a second offer publishes it again."""
+        self._digest_before = self.spec_digest
+        """Of the rules before that merge."""
         self._unwanted: list[MicroBatchId] = []
 
     def has_graph(self, work: PassWork) -> bool:
         """Whether a backward needs no stage input. May be called at any time; only a call in the turn is binding."""
         return work.kind is Pass.BACKWARD and self._trainer.holds(work.micro_batch)
 
-    def fits(self, epoch: Epoch) -> bool:
+    def fits(self, epoch: Epoch, spec_digest: Digest) -> bool:
         """Whether a stage in `epoch` can go on with this replica: it is there, or has applied that epoch's merge."""
-        return epoch == self.epoch or (self._merged is not None and epoch == self.epoch - 1)
+        if epoch == self.epoch:
+            return spec_digest == self.spec_digest
+        return self._merged is not None and epoch == self.epoch - 1 and spec_digest == self._digest_before
 
     def forget_later(self, micro_batch: MicroBatchId) -> None:
         """Nobody waits for this backward: drop its graph before the next computation. May be called at any time."""
@@ -122,7 +126,7 @@ class Replica:
             return self._merged
         self._check_epoch(epoch)
         self._merged = self._trainer.apply_merge(merged, counted)
-        self.epoch = Epoch(epoch + 1)
+        self.epoch, self._digest_before = Epoch(epoch + 1), self.spec_digest
         self._go_by(spec)
         if self._worklog is not None:
             if self._worklog.has_uploaded and counted:

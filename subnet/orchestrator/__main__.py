@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -25,13 +27,17 @@ from subnet.orchestrator import anchoring, registrations, tuning
 from subnet.orchestrator.anchoring import Publisher
 from subnet.orchestrator.errands import patiently
 from subnet.orchestrator.service import Service, read_state
+from subnet.protocol import tuning as protocol_tuning
 from subnet.protocol.ids import Hotkey
-from subnet.protocol.messages import RunOpened, RunResumed
+from subnet.protocol.messages import Envelope, RunOpened, RunResumed
 from subnet.runtime import Runtime, SystemRuntime, cancel_on_signals
 from subnet.storage.files import FileObjectStore
-from subnet.storage.sql import SqlJournal
+from subnet.storage.sql import OtherWriter, SqlJournal
 from subnet.transport.http_server import ControlServer
 from subnet.transport.signing import Keypair, open_hotkey
+
+if sys.platform != "win32":
+    import fcntl
 
 GRANT_SECRET_BYTES = 32
 
@@ -45,6 +51,35 @@ def opening(folder: Path) -> RunOpened:
         raise ConfigError("--run-dir", f"{path}: {error.strerror}", "name the folder of a prepared run") from None
     except msgspec.MsgspecError as error:
         raise ConfigError("--run-dir", f"{path}: {error}", "prepare the run again with this version") from None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; its death lets go of it too. Raises ConfigError when another one holds it.
+
+    Windows has no such lock: there the journal's is the only one.
+    """
+    path = folder / "orchestrator.lock"
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise ConfigError("--run-dir", f"{path}: {error.strerror}", "name a folder that can be written") from None
+    with file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError("--run-dir", "another orchestrator hosts it", "stop that one") from None
+        yield
+
+
+async def check_ours(journal: SqlJournal, hotkey: Hotkey) -> None:
+    """Raises ConfigError when another hotkey began the journal: its records would not fold with ours behind them."""
+    for first_record in await journal.read(0, 1):
+        owner = msgspec.json.decode(first_record.body, type=Envelope).sender
+        if owner != hotkey:
+            remedy = "host it with that hotkey, or prepare a new run"
+            raise ConfigError("--wallet-hotkey", f"this journal is {owner}'s", remedy)
 
 
 def announce(folder: Path, url: str, public: tuple[str, ...], hotkey: str) -> None:
@@ -113,7 +148,7 @@ class Host:
         else:
             await service.submit(RunResumed(target_epochs=settings.epochs or self._state.target_epochs))
         if rules:
-            await tuning.update(Path(rules), service)
+            await tuning.update(tuning.read(Path(rules)), service)
             group.create_task(tuning.watch(Path(rules), service, self._runtime))
         await self._learn_registrations(group, is_owner)
         url, public = await self._listen()
@@ -163,29 +198,39 @@ async def host(settings: OrchestratorConfig, keypair: Keypair, runtime: Runtime)
         raise ConfigError("--network", "is missing, and this run's audits are drawn by a chain", "name the chain")
     anchoring.urls_of(settings.public_url, settings.host, settings.port, settings.network)
     url = settings.journal_url or f"sqlite+aiosqlite:///{folder / 'journal.sqlite'}"
-    journal = await SqlJournal.open(url)
-    try:
-        state = await read_state(journal)
-        if state is not None and not settings.resume:
-            raise ConfigError("--run-dir", "its journal already holds a run", "continue it with --resume")
-        if settings.config:
-            tuning.read(Path(settings.config))  # a mistake stops the start before anything is journaled
-        await Host(settings, keypair, runtime, opened, journal, state).run()
-    finally:
-        await journal.close()
+    with alone(folder):
+        journal = await SqlJournal.open(url)
+        try:
+            await check_ours(journal, Hotkey(keypair.ss58_address))
+            state = await read_state(journal)
+            if state is not None and not settings.resume:
+                raise ConfigError("--run-dir", "its journal already holds a run", "continue it with --resume")
+            if settings.config:
+                # a mistake stops the start before anything is journaled
+                protocol_tuning.tuned(opened.spec, protocol_tuning.parse(tuning.read(Path(settings.config))), 2)
+            await Host(settings, keypair, runtime, opened, journal, state).run()
+        finally:
+            await journal.close()
 
 
 async def until_stopped(settings: OrchestratorConfig, keypair: Keypair) -> None:
     cancel_on_signals()
     try:
         await host(settings, keypair, SystemRuntime())
-    except* ConfigError as group:
-        raise first(group) from None
+    except* (ConfigError, OtherWriter) as group:
+        raise operators(first(group)) from None
 
 
 def first(error: BaseException) -> BaseException:
     """Of errors that ended several tasks together."""
     return first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def operators(error: BaseException) -> BaseException:
+    """As the operator's to mend."""
+    if isinstance(error, OtherWriter):
+        return ConfigError("--journal-url", str(error), "stop the other orchestrator of this run")
+    return error
 
 
 def main(argv: list[str]) -> int:

@@ -29,8 +29,8 @@ from subnet.runtime import Runtime
 from subnet.storage.base import JournalRecord
 
 LOOK_EVERY_S = 1.0
-RETRY_S = 12.0
-"""After a refusal, or a chain that was away: about a block of a public network."""
+RETRY_S = 4.0
+"""After a refusal, or a chain that was away."""
 START_PATIENCE_S = 5.0
 """How long a run that goes on waits for the chain before it does without."""
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
@@ -110,7 +110,7 @@ async def check_owner(chain: Chain, hotkey: Hotkey, netuid: int) -> None:
         raise ConfigError("--wallet-hotkey", problem, remedy)
 
 
-async def at_start(ask: Callable[[], Awaitable[None]], runtime: Runtime, *, goes_on: bool) -> bool:
+async def at_start(ask: Callable[[], Awaitable[object]], runtime: Runtime, *, goes_on: bool) -> bool:
     """Whether `ask` was answered. A new run waits until it is; one that goes on does not wait for the chain."""
     if not goes_on:
         await patiently(ask, runtime)

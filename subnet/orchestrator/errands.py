@@ -11,7 +11,7 @@ from typing import TypeVar, assert_never
 
 from loguru import logger
 
-from subnet.chain.base import Chain
+from subnet.chain.base import Block, Chain, Subnet
 from subnet.coordination.state import CheckObject, DrawSecret, DropEpoch, ReadChain, RecomputeShard
 from subnet.errors import InvariantViolation, Unavailable
 from subnet.orchestrator import inspection
@@ -51,7 +51,7 @@ async def carry_out(
         case ReadChain():
             if chain is None:
                 raise InvariantViolation("this run has audits, and no chain whose blocks could draw them")
-            return await patiently(lambda: read_chain(chain, errand.closes), runtime)
+            return await read_chain(chain, errand.closes, errand.above, runtime)
         case DropEpoch():
             prefix = keys.epoch_prefix(spec.run_id, errand.epoch)
             dropped = await patiently(lambda: store.delete_prefix(prefix), runtime)
@@ -61,14 +61,19 @@ async def carry_out(
             assert_never(never)
 
 
-async def read_chain(chain: Chain, closes: Epoch | None) -> ChainSeen:
-    """What the chain says; to draw an epoch's audits, at the first block that nobody could know when it closed.
+async def read_chain(chain: Chain, closes: Epoch, above: int, runtime: Runtime) -> ChainSeen:
+    """The reading that draws an epoch's audits, at the first block that nobody could know when it closed.
 
-    Hyperparameters are those that somebody sets: what moves by itself is left out.
+    The chain's first answer settles which one: whatever is away afterwards, no later block may take its place. `above`
+    was known before, perhaps from another node that is ahead of ours.
     """
-    newest = await chain.wait_for_block(0)
-    block = newest if closes is None else await chain.wait_for_block(newest.number + 1)
-    subnet = await chain.subnet()
+    newest = await patiently(lambda: chain.wait_for_block(0), runtime)
+    block = await patiently(lambda: chain.wait_for_block(max(newest.number, above) + 1), runtime)
+    return chain_seen(block, await patiently(chain.subnet, runtime), closes)
+
+
+def chain_seen(block: Block, subnet: Subnet, closes: Epoch | None) -> ChainSeen:
+    """The record of a reading. Hyperparameters are those that somebody sets: what moves by itself is left out."""
     return ChainSeen(
         block=block.number,
         block_hash=block.hash,

@@ -86,11 +86,15 @@ class Hosting(Generic[C]):
             logger.info("done; the orchestrator goes on until it is stopped (Ctrl-C)")
             await tasks[1]
         finally:
-            for task in tasks:
-                task.cancel()
-                await asyncio.wait([task])
-            if self._child is not None:
-                await self._stop(self._child)
+            try:
+                for task in tasks:
+                    task.cancel()
+                    await asyncio.wait([task])
+            finally:  # a second Ctrl-C ends the wait for the work's last word, and nothing else
+                for task in tasks:
+                    task.cancel()
+                if self._child is not None:
+                    await self._stop(self._child)
 
     async def _listening(self) -> Address:
         """Start one, and start again while it dies; its address once it listens."""

@@ -12,16 +12,17 @@ from typing import NoReturn
 import msgspec
 from loguru import logger
 
-from subnet.chain.base import Chain
+from subnet.chain.base import Chain, Subnet
 from subnet.coordination.audit_state import Chain as Known
 from subnet.errors import ConfigError, Unavailable
-from subnet.orchestrator.errands import read_chain
+from subnet.orchestrator.errands import chain_seen
 from subnet.orchestrator.service import Service
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import ChainSeen, Registered
 from subnet.runtime import Runtime
 
 LOOK_EVERY_S = 2.0
+"""Or once a block, where blocks take longer: a reading is of the whole metagraph."""
 STAKE_MOVED = 0.05
 """A stake is told again when it moved by this share: it only weighs verdicts."""
 RULES_EVERY_BLOCKS = 5
@@ -38,11 +39,19 @@ async def update(path: Path, service: Service) -> None:
         await service.submit(Registered(hotkeys=hotkeys))
 
 
-async def update_from_chain(chain: Chain, service: Service) -> None:
-    """Submit what the chain says when it differs from what the run knows. Raises Unavailable."""
-    seen = await read_chain(chain, None)
+async def update_from_chain(chain: Chain, service: Service, last: Subnet | None = None) -> Subnet:
+    """Submit what the chain says when it differs from what the run knows. Raises Unavailable.
+
+    Returns the reading, which is `last` again while the chain has no newer block than that.
+    """
+    newest = await chain.wait_for_block(0)
+    if last is not None and newest == last.block:
+        return last
+    subnet = await chain.subnet()
+    seen = chain_seen(newest, subnet, None)
     if is_news(seen, service.state.pay.chain):
         await service.submit(seen)
+    return subnet
 
 
 def is_news(seen: ChainSeen, known: Known) -> bool:
@@ -57,11 +66,12 @@ def is_news(seen: ChainSeen, known: Known) -> bool:
 
 
 async def watch_chain(chain: Chain, service: Service, runtime: Runtime) -> NoReturn:
-    """Look again and again."""
+    """Look again and again, at each block once at most."""
+    last = None
     while True:
-        await runtime.sleep(LOOK_EVERY_S)
+        await runtime.sleep(LOOK_EVERY_S if last is None else max(LOOK_EVERY_S, last.block_s))
         try:
-            await update_from_chain(chain, service)
+            last = await update_from_chain(chain, service, last)
         except Unavailable as error:
             logger.warning("registrations stay as they are: {}", error)
 

@@ -23,8 +23,8 @@ LOOK_EVERY_S = 2.0
 FILE_BYTES_MAX = 1 << 20
 
 
-def read(path: Path) -> tuning.Tuning:
-    """What the file says. Raises ConfigError."""
+def read(path: Path) -> bytes:
+    """The file as it is now. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
@@ -32,7 +32,7 @@ def read(path: Path) -> tuning.Tuning:
         raise ConfigError(tuning.FIELD, f"{path}: {error.strerror}", "name a TOML file that can be read") from None
     if len(data) > FILE_BYTES_MAX:
         raise ConfigError(tuning.FIELD, f"{path} is longer than {FILE_BYTES_MAX} bytes", "it holds rules only")
-    return tuning.parse(data)
+    return data
 
 
 def next_version(state: State, asked: tuning.Tuning) -> RunSpec | None:
@@ -43,21 +43,27 @@ def next_version(state: State, asked: tuning.Tuning) -> RunSpec | None:
     return tuning.tuned(state.versions[0], asked, newest.version + 1)
 
 
-async def update(path: Path, service: Service) -> None:
-    """Submit what the file asks for, where it is new. Raises ConfigError."""
-    spec = next_version(service.state, read(path))
+async def update(data: bytes, service: Service) -> None:
+    """Submit what a file asks for, where it is new. Raises ConfigError."""
+    spec = next_version(service.state, tuning.parse(data))
     if spec is not None:
         await service.submit(Tuned(spec=spec))
 
 
 async def watch(path: Path, service: Service, runtime: Runtime) -> NoReturn:
-    """Look again and again; a file that does not fit is told once."""
-    told = ""
+    """Look again and again; a file that does not fit is told once.
+
+    What is seen twice counts: an editor may be in the middle of writing.
+    """
+    told, before = "", b""
     while True:
         await runtime.sleep(LOOK_EVERY_S)
         try:
-            await update(path, service)
-            told = ""
+            data = read(path)
+            if data == before:
+                await update(data, service)
+                told = ""
+            before = data
         except ConfigError as error:
             if str(error) != told:
                 told = str(error)

@@ -25,7 +25,6 @@ from subnet.protocol.run_spec import (
     Fraction,
     InnerSpec,
     MergeSpec,
-    Positive,
     RoutingSpec,
     RunSpec,
     ScoreSpec,
@@ -39,7 +38,8 @@ _MOST = 1e9
 Above0 = Annotated[float, Meta(gt=0, le=_MOST)]
 From0 = Annotated[float, Meta(ge=0, le=_MOST)]
 Factor = Annotated[float, Meta(ge=1, le=_MOST)]
-Steps = Annotated[int, Meta(ge=0)]
+Steps = Annotated[int, Meta(ge=0, le=10**9)]
+Count = Annotated[int, Meta(ge=1, le=10**9)]
 
 
 class Inner(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,13 +47,13 @@ class Inner(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     lr_final: From0 | UnsetType = UNSET
     warmup_steps: Steps | UnsetType = UNSET
     rewarm_steps: Steps | UnsetType = UNSET
-    decay_steps: Positive | UnsetType = UNSET
+    decay_steps: Count | UnsetType = UNSET
     weight_decay: From0 | UnsetType = UNSET
     clip_norm: Above0 | UnsetType = UNSET
 
 
 class Merge(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    num_microbatches_min: Positive | UnsetType = UNSET
+    num_microbatches_min: Count | UnsetType = UNSET
     quorum: Fraction | UnsetType = UNSET
     relax_after_s: Seconds | UnsetType = UNSET
     grace_s: Seconds | UnsetType = UNSET
@@ -85,7 +85,7 @@ class AuditTolerances(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 class Audit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     rate: Fraction | UnsetType = UNSET
-    settled_epochs: Positive | UnsetType = UNSET
+    settled_epochs: Count | UnsetType = UNSET
     reveal_deadline_s: Seconds | UnsetType = UNSET
     replay_deadline_s: Seconds | UnsetType = UNSET
     tolerances: AuditTolerances = AuditTolerances()
@@ -174,19 +174,25 @@ def _check(opening: RunSpec, spec: RunSpec) -> None:
 
 
 def is_tuned_from(opening: RunSpec, spec: RunSpec) -> bool:
-    """Whether `spec` differs from the run's first RunSpec in nothing but what an owner may tune."""
-    changes = {name: _tunable(opening, spec, name, kind) for name, (kind, _) in _SECTIONS.items() if "." not in name}
-    return msgspec.structs.replace(opening, version=spec.version, **changes) == spec
+    """Whether an owner's file can have made `spec` of the run's first RunSpec."""
+    try:
+        asked = msgspec.convert(_asked(opening, spec, Tuning), Tuning)
+        return tuned(opening, asked, spec.version) == spec
+    except (msgspec.ValidationError, ConfigError):
+        return False
 
 
-def _tunable(opening: Any, spec: Any, name: str, kind: type[Struct]) -> Any:
-    """A section of `opening` with every tunable value of `spec`."""
-    before, after = getattr(opening, name), getattr(spec, name)
-    values = {}
+def _asked(before: Any, after: Any, kind: type[Struct]) -> dict[str, Any]:
+    """What a file would have to say: every tunable value that is another one."""
+    asked: dict[str, Any] = {}
     for field in kind.__struct_fields__:
-        nested = field == "tolerances"
-        values[field] = _tunable(before, after, field, AuditTolerances) if nested else getattr(after, field)
-    return msgspec.structs.replace(before, **values)
+        old, new = getattr(before, field), getattr(after, field)
+        if isinstance(old, Struct):
+            nested = AuditTolerances if field == "tolerances" else _SECTIONS[field][0]
+            asked[field] = _asked(old, new, nested)
+        elif old != new:
+            asked[field] = new
+    return asked
 
 
 def differences(before: RunSpec, after: RunSpec) -> list[str]:

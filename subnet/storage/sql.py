@@ -46,6 +46,10 @@ _INDEX = _JOURNAL.c.index
 _INSERT = insert(_JOURNAL)
 
 
+class OtherWriter(InvariantViolation):
+    """Somebody else has appended to this journal: two orchestrators host one run."""
+
+
 class SqlJournal:
     """Open it with `SqlJournal.open`."""
 
@@ -104,9 +108,7 @@ class SqlJournal:
                 async with self._engine.begin() as connection:
                     await connection.execute(_INSERT, [record._asdict() for record in new])
             except IntegrityError:
-                raise InvariantViolation(
-                    f"journal index {self._count} exists already: another writer is at work"
-                ) from None
+                raise OtherWriter(f"journal index {self._count} exists already: another writer is at work") from None
             except (SQLAlchemyError, OSError) as error:
                 self._uncertain = True
                 raise Unavailable(f"the journal cannot be written ({_brief(error)})") from None
@@ -179,7 +181,7 @@ def _tune_sqlite(connection: DBAPIConnection, record: object) -> None:
 
 def _config_error(problem: str) -> ConfigError:
     remedy = "name a database that can be written: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE"
-    return ConfigError("--journal", problem, remedy)
+    return ConfigError("--journal-url", problem, remedy)
 
 
 def _brief(error: Exception) -> str:

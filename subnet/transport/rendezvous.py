@@ -23,8 +23,8 @@ from subnet.transport.backoff import backoff_s
 from subnet.transport.http_client import HttpControlClient, HttpJournalReader, HttpObjectClient, HttpSession, discover
 from subnet.transport.signing import Keypair
 
-LOOK_EVERY_S = 10.0
-"""Between two looks at what is published, once the orchestrator is found."""
+LOOK_EVERY_S = 12.0
+"""Between two looks at what is published, once the orchestrator is found: about a block of a public network."""
 CLOSE_TIMEOUT_S = 1.0
 
 Discover = Callable[[str], Awaitable[tuple[RunId, Hotkey]]]

@@ -2,7 +2,7 @@
 
 Law: what the owner told the chain cannot be taken back, so the head in it must be one of this journal's. A commitment
 comes before the journal says so and reading lags, so a head is missing only once the journal was read after the
-commitment was seen. The first one of a run may be left over from the run before: it has `PATIENCE_S` to be replaced.
+commitment was seen. Until one of this run's is known, what stands there may be left over from the run before.
 Afterwards a head that is missing, or not where it was, breaks the journal. The file is only ever added to; its last
 line may be torn.
 """
@@ -25,7 +25,6 @@ from subnet.validator.follower import Follower
 ANCHORS_FILE = "anchors.jsonl"
 EVERY_S = 12.0
 """About a block of a public network: nothing is committed faster."""
-PATIENCE_S = 600.0
 FILE_BYTES_MAX = 16 << 20
 """Read of a file, from its end; an anchor takes some 300 bytes."""
 
@@ -111,15 +110,15 @@ class AnchorWatch:
         """
         run_id = self._follower.run.spec.run_id
         self._check_kept(run_id)
-        self._check_waiting(run_id, now)
         if now < self._next_at:
+            self._check_waiting(run_id)
             return False
         anchor = decode(await self._chain.commitment(owner))
         self._next_at = now + EVERY_S
         self._current = None if anchor is None else anchor.head
         if anchor is not None and anchor.head not in self._kept and anchor.head not in self._waiting:
             self._see(anchor, owner, block, now)
-            self._check_waiting(run_id, now)
+        self._check_waiting(run_id)
         return True
 
     def _see(self, anchor: Anchor, owner: Hotkey, block: int, now: float) -> None:
@@ -143,7 +142,7 @@ class AnchorWatch:
                 self._kept.add(line.head)
         self._unchecked = left
 
-    def _check_waiting(self, run_id: RunId, now: float) -> None:
+    def _check_waiting(self, run_id: RunId) -> None:
         follower = self._follower
         for head, (line, pages, is_first) in list(self._waiting.items()):
             index = follower.index_of(head)
@@ -155,7 +154,7 @@ class AnchorWatch:
                     logger.info("the owner anchored the head after record {}; {} epochs closed", index, line.epoch)
             elif is_first and head != self._current:
                 del self._waiting[head]  # the run before's: this one has replaced it
-            elif follower.pages > pages and follower.lacks(head) and (not is_first or now - line.at >= PATIENCE_S):
+            elif not is_first and follower.pages > pages and follower.lacks(head):
                 self._write(msgspec.structs.replace(line, run_id=run_id))
                 said = f"the owner anchored the head {head} after {line.epoch} epochs, and no record has it"
                 raise follower.contradicted(follower.journal_index + 1, said)

@@ -13,7 +13,7 @@ from subnet.chain.base import Chain
 from subnet.errors import Unavailable
 from subnet.protocol.anchor import Anchor, decode
 from subnet.protocol.ids import Digest, Epoch
-from subnet.protocol.messages import Anchored, ChainSeen, Envelope, WeightsSet
+from subnet.protocol.messages import Anchored, ChainSeen, Envelope
 from subnet.validator.anchors import Anchors
 from subnet.validator.checks import Check
 from subnet.validator.follower import Follower
@@ -42,7 +42,7 @@ class ChainRecords:
         """With the index of each record."""
         self.closings: list[Closing] = []
         self.newest_block = 0
-        """The newest block that any record names."""
+        """The newest block that the orchestrator has named."""
         self.difference: str | None = None
         """The first anchor that is not this journal's."""
 
@@ -55,8 +55,6 @@ class ChainRecords:
                     self.closings.append(Closing(index, message.closes, message.block, message.block_hash))
             case Anchored():
                 self._note_anchored(index, message, follower)
-            case WeightsSet():
-                pass
             case _:
                 return
         self.newest_block = max(self.newest_block, message.block)
@@ -155,6 +153,8 @@ async def _current(records: ChainRecords, follower: Follower, chain: Chain) -> t
         await follower.catch_up()  # it may have been made while we read
     index = follower.index_of(anchor.head)
     named = f"the owner's commitment names {_words(anchor.head, anchor.epoch)}"
+    if index is None and not records.anchored:
+        return None, f"{named}, the run before's perhaps: nothing of this one is anchored yet"
     if index is None and follower.lacks(anchor.head):
         return False, f"{named}, and no record has it: this journal was cut or exchanged, or saved before"
     if index is None:

@@ -22,12 +22,13 @@ UNIT_MAX = 65_535
 REPORT_WITHIN_S = 60.0
 """A validator has set its weights on chain before it tells the journal."""
 
-EQUAL, SEALED, EARLIER, LATER, FRESH = (
+EQUAL, SEALED, EARLIER, LATER, FRESH, MOVED = (
     "equal to those reported",
     "not as reported, as commit-reveal holds the newest back",
     "set before this journal began",
     "set after this journal's end",
     "reported for a block that this node does not know yet",
+    "not as reported, as uids changed hands since",
 )
 
 
@@ -48,6 +49,23 @@ class _Seen(NamedTuple):
     def clips(self) -> bool:
         """Whether the chain bends what is told."""
         return int(self.subnet.hyperparameters.get("max_weights_limit", UNIT_MAX)) < UNIT_MAX
+
+    @property
+    def lag_blocks(self) -> int:
+        return math.ceil(REPORT_WITHIN_S / self.subnet.block_s)
+
+    def fresh(self, reported: int) -> tuple[bool, str]:
+        """A report of a block that is to come: this node may be a little behind, and no more."""
+        newest = self.subnet.block.number
+        if reported <= newest + self.lag_blocks:
+            return True, FRESH
+        return False, f"reported weights for block {reported}, which the chain has not reached: it is at {newest}"
+
+    def moved(self, claim: Claim) -> bool:
+        """Whether a uid that was paid is somebody else's since: the chain may have renumbered or cleared it."""
+        holders, now = self.reports.holders, self.subnet.block.number
+        then = ((uid, holders.holder_at(uid, claim.said.block)) for uid, _ in claim.said.weights)
+        return any(held is not None and holders.went_on(uid, held, claim.record, now) for uid, held in then)
 
     def newest(self, uid: int, hotkey: Hotkey, block: int) -> Claim | None:
         """The newest setting that was reported for a uid: by who holds it, or held it in that block."""
@@ -82,13 +100,13 @@ def _judge(uid: int, hotkey: Hotkey, row: Row, seen: _Seen) -> tuple[bool, str]:
         began = seen.reports.holders.first_block
         if began is None or row.block < began:
             return True, EARLIER
-        if seen.newest_block < row.block + math.ceil(REPORT_WITHIN_S / seen.subnet.block_s):
+        if seen.newest_block < row.block + seen.lag_blocks:
             return True, LATER
         before = f"its newest report is of block {reported}" if reported else "it reported none"
         return False, f"set weights at block {row.block} that it did not report: {before}"
     if row.block < reported:
         if seen.subnet.block.number < reported:
-            return True, FRESH
+            return seen.fresh(reported)
         if seen.is_sealing:
             return True, SEALED
         return (
@@ -98,6 +116,8 @@ def _judge(uid: int, hotkey: Hotkey, row: Row, seen: _Seen) -> tuple[bool, str]:
     different = first_difference(dict(claim.said.weights), row.shares)
     if different is None:
         return True, EQUAL
+    if seen.moved(claim):
+        return True, MOVED
     if seen.is_sealing or seen.clips:
         return True, SEALED if seen.is_sealing else "bent by the chain's max_weights_limit"
     told, held = different.reported, different.on_chain
@@ -117,7 +137,7 @@ def _judge_missing(uid: int, hotkey: Hotkey, seen: _Seen) -> tuple[bool, str]:
     if seen.is_sealing:
         return True, SEALED
     if seen.subnet.block.number < claim.said.block:
-        return True, FRESH
+        return seen.fresh(claim.said.block)
     return False, f"reported weights for block {claim.said.block} (record {claim.record}), the chain has none"
 
 

@@ -287,7 +287,7 @@ async def test_no_database_is_one_sentence(url: str) -> None:
     """12. A mistyped URL, a missing driver, an unwritable folder, no server: field and remedy, no traceback."""
     with pytest.raises(ConfigError) as error:
         await SqlJournal.open(url)
-    assert error.value.field == "--journal"
+    assert error.value.field == "--journal-url"
     assert "\n" not in str(error.value)
 
 

@@ -82,11 +82,11 @@ class Net(NamedTuple):
 
 def start(folder: Path, processes: list[Process], name: str, *command: str) -> Process:
     log = folder / f"{name}.log"
-    environment = {**os.environ, "BITTENSOR_RUNTIME_CACHE_DIR": str(folder / "sdk"), "PYTHONPATH": str(ROOT)}
-    for variable in ("IOTA_ORCHESTRATOR", "BT_NETWORK", "BT_NETUID", "BT_WALLET", "BT_WALLET_HOTKEY"):
-        environment.pop(variable, None)
+    own = {"HOME": str(folder), "BITTENSOR_RUNTIME_CACHE_DIR": str(folder / "sdk"), "PYTHONPATH": str(ROOT)}
     with log.open("wb") as output:
-        popen = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output, env=environment)
+        popen = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=output, stderr=output, env={**os.environ, **own}
+        )
     processes.append(Process(popen, log))
     return processes[-1]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from subnet.localnet.folder import RunFolder
 from subnet.localnet.record import fold
@@ -30,9 +31,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def test_a_chain_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+async def test_a_chain_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1. Somebody stops the node while the subnet works: training goes on, receipts stay, audits are drawn by blocks of
-    after it, weights are set after it, block numbers go on, and everything can be recomputed."""
+    after it, weights are set after it, block numbers go on, and everything can be recomputed. All in the terminal of
+    somebody who reaches the world by a proxy, and has a run of another subnet at work."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("IOTA_JOURNAL_URL", f"sqlite:///{tmp_path}/other.sqlite")
     text, folder, report = tmp_path / "text.txt", RunFolder(tmp_path / "run"), tmp_path / "report.json"
     text.write_text("\n".join(" ".join(choose(b"text", WORDS, n, k) for k in range(9)) for n in range(900)))
     places = ["--text", str(text), "--run-dir", str(folder.root), "--report", str(report)]
@@ -54,6 +61,7 @@ async def test_a_chain_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     assert min(told["payout_correlation"], told["incentive_correlation"]) > 0.99
     assert [anchor["epoch"] for anchor in told["chain"]["anchors"]][-1] == EPOCHS
 
+    assert not (tmp_path / "other.sqlite").exists()
     journal = await SqlJournal.open(f"sqlite:///{folder.journal}")
     try:
         state = (await fold(journal)).state

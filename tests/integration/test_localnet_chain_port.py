@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from subnet import config
+from subnet.chain.subtensor import SubtensorChain
 from subnet.config import LocalnetConfig
 from subnet.localnet.chain_genesis import COLDKEYS
 from subnet.localnet.chain_keeper import ChainKeeper
@@ -95,3 +96,23 @@ async def test_a_chain_that_dies_is_started_again_until_it_is_in_vain(net: Net) 
                 await keeper.look(now_s, 0)
                 await asyncio.sleep(0.05)
     assert len(keeper.plan.records) == 1 + CHAIN_STARTS_MAX + 1
+
+
+async def test_a_set_up_goes_on_where_it_stopped(net: Net) -> None:
+    """3. Ctrl-C between the subnet's creation and the end of the set-up, and --resume with one validator more: the same
+    subnet, and whoever has no stake gets some. Continued once more, nobody gets any again."""
+    await net.crew.start_chain()
+    await net.processes.stop([await net.crew.put_on_chain()])
+    before = net.crew.on_chain
+    net.folder.subnet.unlink()
+    made = make_participants(net.folder, msgspec.structs.replace(SETTINGS, validators=2))
+    await net.processes.stop([await net.crew.put_on_chain()])
+    assert net.crew.on_chain == before
+    chain = SubtensorChain(before.network, before.netuid, None, SystemRuntime())
+    try:
+        stakes = {neuron.hotkey: neuron.stake for neuron in (await chain.subnet()).neurons}
+    finally:
+        await chain.close()
+    assert stakes[made.validators["validator-0"]] > stakes[made.validators["validator-1"]] > 0
+    await net.processes.stop([await net.crew.put_on_chain()])
+    assert (net.folder.logs / "chain-watch.log").read_text().count("TAO are staked to") == 2

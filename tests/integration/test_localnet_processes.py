@@ -68,6 +68,13 @@ async def test_a_second_process_of_a_name_appends_to_its_log(processes: Processe
     assert child.last_line() == "second"
 
 
+async def test_the_last_words_are_words(processes: Processes) -> None:
+    """3b. A validator ended by a traceback of a group of errors: its last line is a ruling, which tells nobody why."""
+    child = await processes.start("validator-0", ["-c", "raise ExceptionGroup('many', [ValueError('no such thing')])"])
+    assert await ended([child], 30.0)
+    assert child.log.read_text().rstrip().endswith("-----") and child.last_line() == "ValueError: no such thing"
+
+
 async def test_a_dead_child_is_not_signalled(processes: Processes) -> None:
     """4. Its process id may be somebody else's by now."""
     child = await processes.start("short", ["-c", "pass"])

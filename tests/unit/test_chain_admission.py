@@ -33,9 +33,18 @@ class Checked(MemoryChain):
 
 @pytest.fixture
 def warned() -> Iterator[list[str]]:
+    yield from logged("WARNING")
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    yield from logged("INFO")
+
+
+def logged(level: str) -> Iterator[list[str]]:
     found: list[str] = []
     logger.enable("subnet")
-    sink = logger.add(lambda message: found.append(message.record["message"]), level="WARNING")
+    sink = logger.add(lambda message: found.append(message.record["message"]), level=level)
     yield found
     logger.remove(sink)
 
@@ -105,3 +114,16 @@ async def test_a_validator_without_a_permit_goes_on(warned: list[str]) -> None:
     await asyncio.sleep(11.0)
     await admitted(Checked(ledger, ME), ENTRANT, LoopRuntime(b"me"), validates=True)
     assert len(warned) == 1
+
+
+async def test_silence_is_explained(said: list[str]) -> None:
+    """5. A dead chain says nothing for half a minute: the operator reads at once who is being asked."""
+
+    class Silent(Checked):
+        async def check(self) -> None:
+            await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(admitted(Silent(make_ledger(), ME), ENTRANT, LoopRuntime(b"me")))
+    await asyncio.sleep(0.0)
+    assert said == ["asking the chain at finney"]
+    waiting.cancel()

@@ -95,11 +95,16 @@ def test_flag_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatch) -
     assert config.parse(MinerConfig, [*address, "--wallet", "other"], "miner").wallet == "other"
 
 
-def test_a_bad_variable_is_named_like_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    """6. A broken value in the environment is no traceback either."""
+def test_a_bad_variable_is_named_beside_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6. A broken value in the environment is one line too, and says where to look for it. Beside the flag it is not
+    even read."""
     monkeypatch.setenv("IOTA_LOG_LEVEL", "chatty")
-    with pytest.raises(ConfigError, match="--log-level: 'chatty' is not known"):
+    with pytest.raises(ConfigError, match=r"^--log-level \(IOTA_LOG_LEVEL\): 'chatty' is not known"):
         localnet()
+    monkeypatch.setenv("BT_NETUID", "abc")
+    with pytest.raises(ConfigError, match=r"^--netuid \(BT_NETUID\): 'abc' does not fit; write a whole number"):
+        config.parse(MinerConfig, ["--log-level", "INFO"], "miner")
+    assert config.parse(MinerConfig, ["--log-level", "INFO", "--netuid", "3"], "miner").netuid == 3
 
 
 def test_secrets_stay_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,3 +179,14 @@ def test_cheats_stay_on_this_machine() -> None:
         assert miner(url).adversary == ""
         with pytest.raises(ConfigError, match="--adversary: is for local nets only, not for http"):
             miner(url, "--adversary", "one")
+
+
+def test_hosting_on_a_chain_needs_the_subnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """14. The owner names the network alone: nobody guesses which subnet. Without a chain there is none to name."""
+    monkeypatch.delenv("BT_NETUID", raising=False)
+    monkeypatch.delenv("BT_NETWORK", raising=False)
+    asked = ["--run-dir", "r"]
+    assert config.parse(OrchestratorConfig, asked, "orchestrator").netuid == -1
+    assert config.parse(OrchestratorConfig, [*asked, "--network", "test", "--netuid", "0"], "orchestrator").netuid == 0
+    with pytest.raises(ConfigError, match="^--netuid: is missing; give the number of the subnet, or set BT_NETUID$"):
+        config.parse(OrchestratorConfig, [*asked, "--network", "test"], "orchestrator")

@@ -70,7 +70,8 @@ def test_a_mistake_is_found_before_anything_starts(given_settings: dict[str, str
     """4. Mistyped: one line with flag and remedy, and no run folder is left behind."""
     folder = tmp_path / "run"
     with pytest.raises(ConfigError) as caught:
-        open_plan({**given_settings, "run_dir": str(folder), "report": str(tmp_path / "r.json")}, 0.0)
+        with open_plan({**given_settings, "run_dir": str(folder), "report": str(tmp_path / "r.json")}, 0.0):
+            pass
     assert str(caught.value) == line and not folder.exists()
 
 

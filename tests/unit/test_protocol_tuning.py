@@ -52,6 +52,7 @@ def test_a_line_that_is_taken_out_restores_what_the_run_began_with() -> None:
         ("[merge]\ncopies = 3", "merge.copies", "fixed for the whole run"),
         ("[inner]\nmicro_batches_per_step = 4", "inner.micro_batches_per_step", "fixed"),
         ("[merge]\nquorum = 2", "merge.quorum", "1.0"),
+        ("[merge]\nnum_microbatches_min = 1" + 400 * "0", "merge.num_microbatches_min", "<="),
         ("[score]\ngamma_s = 0", "score.gamma_s", "> 0"),
         ("[score]\ngamma_s = inf", "score.gamma_s", "<="),
         ("[inner]\nlr_peak = nan", "inner.lr_peak", ""),

@@ -478,8 +478,13 @@ def test_mistakes_are_one_line(run: Run, ask: Verify, tmp_path: Path, monkeypatc
     ]:
         code, said = ask(*argv)
         assert code == 2 and said.startswith(f"error: {flag}: ") and said.count("\n") == 1, said
-    monkeypatch.setenv("IOTA_ORCHESTRATOR", nobody)
+    for name, value in (("IOTA_ORCHESTRATOR", nobody), ("BT_NETWORK", "ws://127.0.0.1:9"), ("BT_NETUID", "1")):
+        monkeypatch.setenv(name, value)
+    assert ask("--journal", tmp_path / "good")[0] == 0, "a file needs no network, unless the command line names one"
+    monkeypatch.setenv("BT_NETUID", "abc")
     assert ask("--journal", tmp_path / "good")[0] == 0
+    code, said = ask("--journal", tmp_path / "good", "--netuid", "1")
+    assert code == 2 and said.startswith("error: --network: is missing; name the chain of subnet 1")
 
 
 async def test_nowhere_to_save(run: Run, host: Callable[[int], Any], tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ looked = m.ObjectChecked(key=KEYS[2], reason=Reason.OK)
 resumed = m.RunResumed(target_epochs=1)
 
 
-def seen(closes: int | None) -> m.ChainSeen:
-    return m.ChainSeen(block=1, block_hash="a" * 64, owner_uid=0, neurons=(), closes=closes)
+def seen(closes: int | None, block: int = 1) -> m.ChainSeen:
+    return m.ChainSeen(block=block, block_hash="a" * 64, owner_uid=0, neurons=(), closes=closes)
 
 
 def read(*records: tuple[Any, ...]) -> Answers:
@@ -53,6 +53,8 @@ GOOD: dict[str, tuple[int, list[tuple[Any, ...]]]] = {
     "asked twice, answered twice": (2, [(m.Tick(), LOOK, LOOK), (looked,), (looked,)]),
     "asked again after a restart": (1, [(m.Tick(), DRAW), (resumed, DRAW), (secret,)]),
     "never answered": (0, [(m.Tick(), DRAW, READ, LOOK, RECOMPUTE)]),
+    "a look that crosses the answer": (1, [(m.Tick(), READ), (seen(None, 9),), (seen(2, 8),)]),
+    "the chain was away until then": (1, [(seen(None, 9), READ), (seen(2, 700),), (seen(None, 701),)]),
     "what is registered": (0, [(seen(None),), (seen(None),)]),
 }
 
@@ -67,6 +69,10 @@ def test_answers(what: str) -> None:
 
 BAD: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
     "drawn once more": ("record 2: the rules did not ask for a secret 3", [(m.Tick(), DRAW), (secret,), (secret,)]),
+    "the block waited for, to choose it": (
+        "record 2: epoch 2 is closed by block 700, although the chain was at 9 before: its audits were put off",
+        [(m.Tick(), READ), (seen(None, 9),), (seen(2, 700),)],
+    ),
     "of another epoch": ("record 1: the rules did not ask for a block 1", [(m.Tick(), READ), (seen(1),)]),
     "a shard that nobody disputes": ("record 0: the rules did not ask for a shard 1 2 4", [(shard,)]),
     "an object that nobody accused": (f"record 1: the rules did not ask for a look {KEYS[0]}", [

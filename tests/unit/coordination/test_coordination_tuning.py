@@ -82,13 +82,17 @@ def test_who_joins_gets_the_stages_own_rules(worlds: Worlds) -> None:
     assert world.stage().phase is Phase.TRAINING
 
 
-@pytest.mark.parametrize("what", ["skips a number", "another model"])
+@pytest.mark.parametrize("what", ["skips a number", "another model", "no audits", "everybody is dead"])
 def test_an_orchestrator_that_changes_more_than_it_may(worlds: Worlds, what: str) -> None:
     """5. A record that is no tuning breaks the journal for everybody who follows it."""
     world = worlds(num_stages=1)
     spec = tuning.tuned(world.spec, tuning.parse(b"[merge]\nquorum = 0.5\n"), 2)
     bad = {
         "skips a number": msgspec.structs.replace(spec, version=3),
+        "no audits": msgspec.structs.replace(spec, audit=msgspec.structs.replace(spec.audit, rate=1 - spec.audit.rate)),
+        "everybody is dead": msgspec.structs.replace(
+            spec, routing=msgspec.structs.replace(spec.routing, dead_after_s=0.001)
+        ),
         "another model": msgspec.structs.replace(spec, model=msgspec.structs.replace(spec.model, d_ff=8)),
     }[what]
     with pytest.raises(InvariantViolation, match="no tuning"):

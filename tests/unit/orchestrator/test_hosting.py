@@ -161,6 +161,26 @@ async def test_the_journal_stays_public_when_the_run_is_over(machine: Machine) -
     assert machine.events == ["stopped 101"]
 
 
+async def test_ctrl_c_twice(machine: Machine) -> None:
+    """7. The work takes its time to end, and the operator's patience is over first: nobody waits for it any more, but
+    the orchestrator is stopped all the same, and no other one is started."""
+
+    async def dawdles(address: Address) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(3_600.0)
+
+    task = asyncio.create_task(machine.hosting.beside(dawdles))
+    await asyncio.sleep(5.0)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(1.0)
+    assert task.cancelled() and machine.events == ["stopped 100"]
+    await asyncio.sleep(100.0)
+    assert len(machine.started) == 1
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +194,7 @@ def program() -> ModuleType:
 
 
 def test_the_orchestrator_is_told_what_the_validator_was(program: ModuleType) -> None:
-    """7. Identity, subnet, addresses and rules are the same, an environment that says otherwise changes nothing, and
+    """8. Identity, subnet, addresses and rules are the same, an environment that says otherwise changes nothing, and
     there is no flag that the orchestrator does not know."""
     asked = ["--netuid", "12", "--network", "test", "--wallet", "owner", "--wallet-hotkey", "main"]
     asked += ["--wallet-path", "keys", "--host-orchestrator", "--run-dir", "run", "--host", "0.0.0.0", "--port", "80"]

@@ -53,14 +53,14 @@ async def test_a_run_does_not_begin_without_it(host: Host, tmp_path: Path) -> No
 # ---- as the chain tells it -------------------------------------------------------------------------------------------
 
 
-async def chain_of(*miners: str) -> tuple[MemoryLedger, MemoryChain]:
-    """A block a second; permits are given, and nobody's stake moves."""
+async def chain_of(*miners: str, block_s: float = 1.0) -> tuple[MemoryLedger, MemoryChain]:
+    """A block a second, or as told; permits are given, and nobody's stake moves."""
     runtime, owner = LoopRuntime(b"chain"), Hotkey("orchestrator")
-    parts = {"random_bytes": runtime.random_bytes, "now": runtime.now, "block_s": 1.0, "alpha_per_block": 0.0}
+    parts = {"random_bytes": runtime.random_bytes, "now": runtime.now, "block_s": block_s, "alpha_per_block": 0.0}
     ledger = MemoryLedger(owner, **parts, tempo=10)
     for name in miners:
         ledger.register(Hotkey(name))
-    await asyncio.sleep(15.0)
+    await asyncio.sleep(15.0 * block_s)
     return ledger, MemoryChain(ledger, owner)
 
 
@@ -147,3 +147,40 @@ async def test_a_fixed_point_number_fits_every_encoding(host: Host) -> None:
     (one,) = seen(run)
     assert one.hyperparameters["burn_increase_mult"] == pytest.approx(1.26 * 2**64)
     assert run.folded() == run.state_bytes()
+
+
+class Counted:
+    """A chain that counts how often the whole subnet is read."""
+
+    def __init__(self, chain: MemoryChain) -> None:
+        self._chain, self.reads = chain, 0
+        self.wait_for_block = chain.wait_for_block
+
+    async def subnet(self) -> Subnet:
+        self.reads += 1
+        return await self._chain.subnet()
+
+
+@pytest.mark.parametrize(("block_s", "reads", "noticed_s"), [(0.5, 300, 2.5), (12.0, 50, 24.0)])
+async def test_a_public_node_is_spared(host: Host, block_s: float, reads: int, noticed_s: float) -> None:
+    """7. Ten minutes on finney: the metagraph is read once a block. On a local net a newcomer is seen at once."""
+    run, (ledger, chain) = await host(), await chain_of("one", block_s=block_s)
+    counted: Any = Counted(chain)
+    watch = asyncio.create_task(registrations.watch_chain(counted, run.service, run.runtime))
+    await asyncio.sleep(600.0)
+    assert abs(counted.reads - reads) <= 1
+    ledger.register(Hotkey("late"))
+    await asyncio.sleep(noticed_s)
+    assert "late" in run.state.registered
+    watch.cancel()
+
+
+async def test_a_chain_that_stands_still_is_read_once(host: Host) -> None:
+    """8. No block comes for a while: there is nothing new to read, until there is a block."""
+    run, (_, chain) = await host(), await chain_of("one", block_s=60.0)
+    counted: Any = Counted(chain)
+    await asyncio.sleep(1.0)
+    last = await registrations.update_from_chain(counted, run.service)
+    assert await registrations.update_from_chain(counted, run.service, last) is last and counted.reads == 1
+    await asyncio.sleep(60.0)
+    assert await registrations.update_from_chain(counted, run.service, last) is not last and counted.reads == 2

@@ -22,12 +22,15 @@ async def test_a_changed_file_becomes_a_version_and_a_bad_one_nothing(host: Host
     what holds already, and the run goes on by what it has while the file is wrong or gone."""
     run, path = await host(), tmp_path / "rules.toml"
     path.write_text("[merge]\nquorum = 0.5\n")
-    await tuning.update(path, run.service)
-    await tuning.update(path, run.service)
+    await tuning.update(tuning.read(path), run.service)
+    await tuning.update(tuning.read(path), run.service)
     watch = asyncio.create_task(tuning.watch(path, run.service, run.runtime))
     for text in ("[merge]\nquorum = 0.5  # as before\n", "[merge]\nquorum = 7\n", "[merge]\nquorum = 0.25\n"):
         path.write_text(text)
         await asyncio.sleep(3 * tuning.LOOK_EVERY_S)
+    for half in ("", "[merge]\n", "[merge]\nquorum = 0."):  # an editor that takes its time
+        path.write_text(half)
+        await asyncio.sleep(0.9 * tuning.LOOK_EVERY_S)
     path.unlink()
     await asyncio.sleep(3 * tuning.LOOK_EVERY_S)
     watch.cancel()
@@ -42,7 +45,7 @@ async def test_requests_under_every_version_are_heard(host: Host, tmp_path: Path
     run, path = await host(), tmp_path / "rules.toml"
     await run.join("one")
     path.write_text("[merge]\nquorum = 0.5\n")
-    await tuning.update(path, run.service)
+    await tuning.update(tuning.read(path), run.service)
     old, new = run.state.digests
     message = m.Exchange(session="s", free_slots=0, holding=(), results=())
     assert isinstance(await run.ask("one", message, digest=old), m.ExchangeReply)
@@ -58,5 +61,5 @@ async def test_a_start_with_a_bad_file(host: Host, tmp_path: Path, content: byte
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError):
-        await tuning.update(path, run.service)
+        await tuning.update(tuning.read(path), run.service)
     assert len(run.state.versions) == 1

@@ -170,14 +170,16 @@ async def test_reported_and_not_there(make_net: MakeNet) -> None:
     net = await permitted(make_net)
     check = await judged(net, noted(BEFORE, report(15, {2: 1.0})))
     assert check.holds is False and "the chain has none" in check.sentence
-    assert "does not know yet" in (await judged(net, noted(BEFORE, report(50, {2: 1.0})))).sentence
+    assert "does not know yet" in (await judged(net, noted(BEFORE, report(25, {2: 1.0})))).sentence
+    ahead = await judged(net, noted(BEFORE, report(10**15, {2: 1.0})))
+    assert ahead.holds is False and "has not reached" in ahead.sentence, "nobody hides behind a block to come"
     anew = noted(BEFORE, report(15, {2: 1.0}), look(18, "owner", "other"), look(20, *SAME))
     assert (await judged(net, anew)).holds is None
     block = net.ledger.set_weights(VALIDATOR, {2: 1.0}).block
     net.ledger.advance(20)
     check = await judged(net, noted(BEFORE, report(block, {2: 1.0}), report(block + 9, {2: 1.0})))
     assert check.holds is False and f"reported weights for block {block + 9}" in check.sentence
-    assert "does not know yet" in (await judged(net, noted(BEFORE, report(block + 99, {2: 1.0})))).sentence
+    assert "does not know yet" in (await judged(net, noted(BEFORE, report(block + 24, {2: 1.0})))).sentence
 
 
 async def test_sealed_weights(make_net: MakeNet) -> None:

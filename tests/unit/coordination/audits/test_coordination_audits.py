@@ -157,3 +157,17 @@ def test_who_did_too_little_for_the_merge(courts: Courts) -> None:
     assert court.audited() == ["a", "b", "c"] and not court.state.pay.unlogged
     court.settle_all()
     assert court.pays("c") == {0: Reason.PAID} and court.score("c") > 0
+
+
+def test_a_block_that_was_known_before_draws_nothing(courts: Courts) -> None:
+    """The orchestrator answers with a block that everybody knew when the epoch closed: it could have chosen it, so
+    nothing is drawn; the next one draws."""
+    court = courts("a", "b", segment_steps=99)
+    court.see()
+    known = court.block
+    court.to_epoch(1)
+    court.block = known - 1
+    court.see(closes=0)
+    assert court.state.pay.drawn == -1 and not court.state.pay.audits
+    court.see(closes=0)
+    assert court.state.pay.drawn == 0 and court.state.pay.audits
