@@ -26,7 +26,7 @@ from subnet.protocol.ids import Digest, RunId
 from subnet.protocol.keys import ObjectKey
 from subnet.protocol.messages import RunOpened
 from subnet.protocol.run_spec import DataFile, DataSpec, RunSpec
-from subnet.protocol.tuning import tuned
+from subnet.protocol.tuning import parse, tuned
 
 FIXED_BY_THE_RUN = (
     "stages",
@@ -110,7 +110,7 @@ def _check(plan: Plan) -> None:
     if settings.config:
         if plan.folder.opening.exists():
             spec = load(plan.folder.opening, RunOpened).spec
-        tuned(spec, rules.read(Path(settings.config)), spec.version + 1)
+        tuned(spec, parse(rules.read(Path(settings.config))), spec.version + 1)
 
 
 def _expected_spec(settings: LocalnetConfig) -> RunSpec:
