@@ -23,7 +23,6 @@ from subnet.errors import ConfigError
 from subnet.localnet.folder import RunFolder, make_writable
 from subnet.localnet.prepare import make
 from subnet.orchestrator import opening
-from subnet.orchestrator.opening import Order
 from subnet.protocol.messages import RunOpened
 from subnet.runtime import SystemRuntime
 
@@ -83,7 +82,7 @@ def prepare(settings: PrepareConfig) -> str:
     folder = RunFolder(Path(settings.run_dir).expanduser().absolute())
     if folder.opening.exists():
         raise ConfigError("--run-dir", f"{folder.root} already holds a run", "host it, or name another folder")
-    order = Order(**{name: getattr(settings, name) for name in Order.__struct_fields__})
+    order = opening.order_of(settings)
     opening.choose(order)  # mistakes are told before anything is made
     make_writable("--run-dir", folder.root)
     opened, prepared = make(folder, order, RUN_NAME, SystemRuntime())

@@ -20,13 +20,14 @@ from subnet.config import LocalnetConfig
 from subnet.errors import ConfigError
 from subnet.localnet.cast import Part, cast
 from subnet.localnet.folder import RunFolder, check_whole, late_miner_name, load, make_writable, miner_names
-from subnet.localnet.lock import held
 from subnet.orchestrator import tuning as rules
+from subnet.orchestrator.opening import choose, order_of
 from subnet.protocol.ids import Digest, RunId
 from subnet.protocol.keys import ObjectKey
 from subnet.protocol.messages import RunOpened
 from subnet.protocol.run_spec import DataFile, DataSpec, RunSpec
 from subnet.protocol.tuning import parse, tuned
+from subnet.storage.lock import held
 
 FIXED_BY_THE_RUN = (
     "stages",
@@ -77,7 +78,8 @@ def open_plan(given: Mapping[str, Any], now: float) -> Iterator[Plan]:
     _check(plan)
     make_writable("--run-dir", plan.folder.root)
     make_writable("--report", Path(plan.config.report).expanduser().absolute().parent)
-    with held("--resume" if plan.resumed else "--run-dir", plan.folder):
+    field = "--resume" if plan.resumed else "--run-dir"
+    with held(plan.folder.lock, field, f"{plan.folder.root} runs already", "stop it first"):
         kept = msgspec.structs.replace(plan.config, **dict.fromkeys(NOT_KEPT[:2], ""), port=0)
         config.save(kept, plan.folder.settings)
         yield plan
@@ -116,10 +118,7 @@ def _check(plan: Plan) -> None:
 def _expected_spec(settings: LocalnetConfig) -> RunSpec:
     """What the run will begin with, but for its data, of which no rule depends."""
     file = DataFile(key=ObjectKey("none/0/0/none/data"), digest=Digest("0" * 64), size_bytes=1)
-    size = presets.Size(settings.miners, settings.stages, settings.epochs, settings.num_microbatches_min)
-    preset = presets.choose(settings.preset, size)
-    if settings.audit_rate >= 0:
-        preset = preset._replace(audit=msgspec.structs.replace(preset.audit, rate=settings.audit_rate))
+    preset = choose(order_of(settings))
     data = DataSpec(
         tokenizer=file,
         train=(file,),

@@ -55,7 +55,7 @@ def prepare(folder: RunFolder, settings: LocalnetConfig, runtime: Runtime) -> No
     if folder.opening.exists():
         return
     _check_device(settings.device)
-    order = Order(**{name: getattr(settings, name) for name in Order.__struct_fields__})
+    order = opening.order_of(settings)
     make(folder, order, "localnet", runtime, evaluators=tuple(participants.validators.values()))
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -32,12 +31,10 @@ from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import Envelope, RunOpened, RunResumed
 from subnet.runtime import Runtime, SystemRuntime, cancel_on_signals
 from subnet.storage.files import FileObjectStore
+from subnet.storage.lock import held
 from subnet.storage.sql import OtherWriter, SqlJournal
 from subnet.transport.http_server import ControlServer
 from subnet.transport.signing import Keypair, open_hotkey
-
-if sys.platform != "win32":
-    import fcntl
 
 GRANT_SECRET_BYTES = 32
 
@@ -53,24 +50,9 @@ def opening(folder: Path) -> RunOpened:
         raise ConfigError("--run-dir", f"{path}: {error}", "prepare the run again with this version") from None
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process; its death lets go of it too. Raises ConfigError when another one holds it.
-
-    Windows has no such lock: there the journal's is the only one.
-    """
-    path = folder / "orchestrator.lock"
-    try:
-        file = path.open("ab")
-    except OSError as error:
-        raise ConfigError("--run-dir", f"{path}: {error.strerror}", "name a folder that can be written") from None
-    with file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError("--run-dir", "another orchestrator hosts it", "stop that one") from None
-        yield
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Hold the run folder for this process. Raises ConfigError when another one does."""
+    return held(folder / "orchestrator.lock", "--run-dir", "another orchestrator hosts it", "stop that one")
 
 
 async def check_ours(journal: SqlJournal, hotkey: Hotkey) -> None:

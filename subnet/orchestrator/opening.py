@@ -7,7 +7,6 @@ Letters: P flat parameters of a stage.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import msgspec
@@ -21,10 +20,11 @@ from subnet.merging import compression
 from subnet.model.initial import initial_parameters
 from subnet.model.split import split
 from subnet.protocol import keys
-from subnet.protocol.ids import Digest, Hotkey, RunId, Stage, Values
+from subnet.protocol.ids import Hotkey, RunId, Stage, Values
 from subnet.protocol.messages import RunOpened, Source, StageStart
 from subnet.protocol.run_spec import DataFile, DataSpec, RunSpec
 from subnet.storage.base import ObjectStore
+from subnet.transport.transfer import digest_of
 
 VALIDATION_FRACTION = 0.05
 SHARED_EPOCH = 999_999_999
@@ -49,6 +49,11 @@ class Order(Struct, frozen=True, kw_only=True):
     """0: the preset's."""
     audit_rate: float = -1.0
     """-1: the preset's."""
+
+
+def order_of(settings: Struct) -> Order:
+    """From a command's settings, which have fields of the same names."""
+    return Order(**{name: getattr(settings, name) for name in Order.__struct_fields__})
 
 
 def choose(order: Order) -> presets.Preset:
@@ -110,7 +115,3 @@ async def _put_vector(spec: RunSpec, store: ObjectStore, stage: int, kind: keys.
     key = keys.make(spec.run_id, 0, stage, "start", kind)
     await store.put(key, data)
     return Source(key=key, digest=digest_of(data), size_bytes=len(data))
-
-
-def digest_of(data: bytes) -> Digest:
-    return Digest(hashlib.sha256(data).hexdigest())

@@ -10,12 +10,13 @@ import numpy as np
 
 from subnet import presets
 from subnet.data import token_shards
-from subnet.orchestrator.opening import SHARED_EPOCH, digest_of, put_starts
+from subnet.orchestrator.opening import SHARED_EPOCH, put_starts
 from subnet.protocol import keys
 from subnet.protocol.ids import Hotkey, RunId
 from subnet.protocol.messages import RunOpened
 from subnet.protocol.run_spec import DataFile, DataSpec, RunSpec
 from subnet.storage.base import ObjectStore
+from subnet.transport.transfer import digest_of
 
 RUN = RunId("world")
 
