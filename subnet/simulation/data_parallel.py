@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 
 import numpy as np
 import torch
@@ -45,18 +46,18 @@ def train_data_parallel(
         )
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        answers = context.SimpleQueue()
-        arguments = (num_processes, folder, spec, batches, tuple(micro_batches), warm_up, answers)
+        answers, never = context.SimpleQueue(), context.Event()
+        arguments = (num_processes, folder, spec, batches, tuple(micro_batches), warm_up, answers, never)
         running = multiprocessing.spawn(_process, arguments, nprocs=num_processes, join=False)
         try:
             while not running.join(timeout=1):  # raises when a process died
                 if not answers.empty():
                     break
             losses, parameters, duration_s = answers.get()
-            running.join()
         finally:
             for process in running.processes:
                 process.kill()
+                process.join()
     timed = len(losses) - warm_up * per_step
     return ReferenceRun(losses, parameters, timed * spec.micro_batch_tokens, duration_s)
 
@@ -70,7 +71,9 @@ def _process(
     micro_batches: tuple[int, ...],
     warm_up: int,
     answers: SimpleQueue[tuple[list[float], list[np.ndarray], float]],
+    never: Event,
 ) -> None:
+    """Ends by being killed: gloo aborts the process whose neighbour takes the connection down first."""
     torch.set_num_threads(1)
     address = "file://" + os.path.join(folder, "rendezvous")
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=num_processes)
@@ -98,7 +101,7 @@ def _process(
     if rank == 0:
         parameters: list[np.ndarray] = [flat.to_numpy(stage.parameters_P) for stage in stages]
         answers.put((losses.tolist(), parameters, duration_s))
-    distributed.destroy_process_group()
+    never.wait()
 
 
 def _flat_gradients(stages: Sequence[ReferenceStage]) -> torch.Tensor:
