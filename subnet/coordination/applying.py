@@ -155,6 +155,8 @@ def _turn_epoch(
             state.incident(Reason.SKIPPED_MERGE, said, hotkey)
     record = _record(stage, merge, at)
     stage.merges.append(record)
+    # at the last stage one pass is a micro-batch's forward and backward
+    state.passes_merged += record.batch * (1 if stage.stage == len(state.stages) - 1 else 2)
     stage.norms = (stage.norms + [[u.norm for h, u in merge.uploads.items() if h not in merge.excluded]])[-NORM_EPOCHS:]
     stage.parameters, stage.momentum, stage.merge = *published, None
     sentence = (

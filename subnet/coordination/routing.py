@@ -166,6 +166,7 @@ def offer_pass(state: State, batch: MicroBatch, kind: Pass, miner: Miner, at: fl
     batch.attempts += 1
     batch.offers.append(item)
     state.offers[item] = Offer(item=item, hotkey=miner.hotkey, work=work, offered_at=at, deadline=at + allowed_s)
+    state.passes_started += 1
     dossiers.gave(state, miner.hotkey, work)
     miner.offers.append(item)
     miner.free_slots -= 1

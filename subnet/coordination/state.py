@@ -189,6 +189,10 @@ class State(Struct):
     """Micro-batches of the current group in flush mode."""
     completed: int = 0
     abandoned: int = 0
+    passes_started: int = 0
+    """Passes given out so far, those included that never came back."""
+    passes_merged: int = 0
+    """Passes behind the pseudo-gradients that entered a merge: of each micro-batch its forward and its backward."""
     first_completed_at: float | None = None
     last_completed_at: float = 0.0
     secrets: dict[int, str] = field(default_factory=dict)
