@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from subnet.coordination import dossiers, overdue, phases, reducing, routing, tuning, verdicts
+from subnet.coordination.index import index_of
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import give, item_id, merge_work_of, next_number, open_offers, withdraw_all
 from subnet.coordination.state import Deliver, DropEpoch, Effect, MergeRecord, Miner, Say, StageState, State
@@ -166,6 +167,7 @@ def _turn_epoch(
     line = phases.move(stage, Phase.TRAINING, at, Reason.OK, sentence)
     stage.epoch = Epoch(stage.epoch + 1)
     stage.opened_at = at
+    index_of(state).file_stage(state, stage.stage)
     effects: list[Effect] = [Say(line), *tuning.take_over(state, stage, merge.next_rules)]
     oldest = min(other.epoch for other in state.stages)
     if oldest == stage.epoch and oldest > dossiers.KEPT_EPOCHS:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from subnet.coordination import dossiers, members, routing, verdicts
 from subnet.coordination.audit_state import Audit, Dossier
+from subnet.coordination.index import NEVER, index_of
 from subnet.coordination.merge_work import give, next_number
 from subnet.coordination.state import Effect, Offer, ReadChain, Say, State
 from subnet.merging import compression
@@ -150,6 +151,8 @@ def drawable(dossier: Dossier) -> tuple[int, int]:
 def advance(state: State, at: float) -> list[Effect]:
     """Take every step that is due."""
     effects: list[Effect] = []
+    index = index_of(state)
+    index.audits_changed = False
     for audit in list(state.pay.audits.values()):
         if audit.step == "reveal":
             effects += _ask(state, audit, at)
@@ -157,10 +160,13 @@ def advance(state: State, at: float) -> list[Effect]:
             _find_validator(state, audit, at)
         if at >= audit.deadline:
             effects += _overdue(state, audit, at)
+    index.audits_at = min((audit.deadline for audit in state.pay.audits.values()), default=NEVER)
     return effects
 
 
 def is_due(state: State, now: float) -> bool:
+    if now < index_of(state).audits_at and not index_of(state).audits_changed:
+        return False
     return any(now >= audit.deadline for audit in state.pay.audits.values())
 
 

@@ -24,10 +24,11 @@ from subnet.coordination import (
     rounds,
     routing,
 )
+from subnet.coordination.index import index_of
 from subnet.coordination.notices import finished, notice_for
-from subnet.coordination.state import DrawSecret, Effect, Offer, Say, StageState, State
+from subnet.coordination.state import DrawSecret, Effect, Say, StageState, State
 from subnet.errors import InvariantViolation
-from subnet.protocol.ids import Epoch, Hotkey, ItemId, Phase, Stage
+from subnet.protocol.ids import Epoch, Hotkey, Phase, Stage
 from subnet.protocol.messages import (
     Envelope,
     Evaluated,
@@ -44,10 +45,13 @@ from subnet.protocol.messages import (
     RevealWork,
     Review,
     RunOpened,
+    Tick,
     Verdict,
     WeightsSet,
 )
 from subnet.protocol.reasons import Reason
+
+_HEARD = members.notice(Reason.OK, "heard")
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -110,6 +114,9 @@ def handle(state: State, envelope: Envelope) -> Decision:
     if envelope.at < state.at:
         raise InvariantViolation(f"time runs backwards in the journal: {envelope.at} after {state.at}")
     state.at = at = envelope.at
+    index = index_of(state)
+    if not isinstance(envelope.message, Exchange | Tick):
+        index.all_changed()
     reply, effects = _dispatch_message(state, envelope)
     effects += _go_on(state, at)
     if isinstance(envelope.message, Exchange) and isinstance(reply, ExchangeReply):
@@ -148,7 +155,9 @@ def _go_on(state: State, at: float) -> list[Effect]:
         state.secret_asked, state.secret_due = oldest, True
         effects.append(DrawSecret(Epoch(oldest)))
     effects += audits.close_epochs(state, at)
-    effects += audits.advance(state, at)
+    index = index_of(state)
+    if index.audits_changed or at >= index.audits_at:
+        effects += audits.advance(state, at)
     if not state.secrets:
         return effects
     if state.target_epochs and all(
@@ -167,7 +176,9 @@ def _exchange(state: State, sender: Hotkey, message: Exchange, at: float) -> tup
     refusal = members.refuse_exchange(state, sender, message.session)
     if refusal is not None:
         return refusal, []
-    miner = state.miners[sender]
+    miner, index = state.miners[sender], index_of(state)
+    if not miner.ready or not all(isinstance(result, PassDone) for result in message.results):
+        index.stages[miner.stage].changed = index.audits_changed = True
     miner.last_seen, miner.ready = at, True
     effects: list[Effect] = []
     verdicts = []
@@ -177,13 +188,13 @@ def _exchange(state: State, sender: Hotkey, message: Exchange, at: float) -> tup
         state.outcomes[key] = state.outcomes.get(key, 0) + 1
         verdicts.append(verdict)
         effects += more
-    given = [offer.item for offer in _open(state, sender) if isinstance(offer.work, PassWork)]
+    given = [item for item in miner.offers if isinstance(state.offers[item].work, PassWork)]
     unseen = len(set(given) - set(message.holding))
     # what a miner was given and has not answered counts, whatever it says about its slots
     miner.free_slots = max(0, min(message.free_slots - unseen, state.spec.routing.slots_max - len(given)))
+    index.file_miner(state, miner)
     # the work follows from what `_go_on` decides next: `handle` completes this reply
-    heard = ExchangeReply(verdicts=tuple(verdicts), work=(), drop=(), notice=notice_for(state, sender))
-    return heard, effects
+    return ExchangeReply(verdicts=tuple(verdicts), work=(), drop=(), notice=_HEARD), effects
 
 
 def _result(state: State, sender: Hotkey, result: Result, at: float) -> tuple[Verdict, list[Effect]]:
@@ -209,10 +220,6 @@ def _result(state: State, sender: Hotkey, result: Result, at: float) -> tuple[Ve
     return merge_results.accept(state, offer, result)
 
 
-def _open(state: State, hotkey: Hotkey) -> list[Offer]:
-    return [state.offers[item] for item in state.miners[hotkey].offers]
-
-
 def exchange_reply(state: State, hotkey: Hotkey, message: Exchange, verdicts: tuple[Verdict, ...]) -> ExchangeReply:
     """What to answer an exchange now; a pure reading, so an exchange held open is answered later from here too.
 
@@ -221,9 +228,9 @@ def exchange_reply(state: State, hotkey: Hotkey, message: Exchange, verdicts: tu
     if state.miners[hotkey].session != message.session:
         said = members.notice(Reason.OLD_SESSION, "another process joined with this hotkey after yours")
         return ExchangeReply(verdicts=verdicts, work=(), drop=message.holding, notice=said)
-    given, holding = {offer.item: offer.work for offer in _open(state, hotkey)}, set(message.holding)
-    work = tuple(work for item, work in given.items() if item not in holding)
-    drop = tuple(ItemId(item) for item in message.holding if item not in given)
+    given, holding = state.miners[hotkey].offers, set(message.holding)
+    work = tuple(state.offers[item].work for item in given if item not in holding)
+    drop = tuple(item for item in message.holding if item not in given)
     return ExchangeReply(
         verdicts=verdicts, work=work, drop=drop, notice=notice_for(state, hotkey), finished=finished(state)
     )
@@ -237,7 +244,8 @@ def is_due(state: State, now: float) -> bool:
     if overdue.is_due(state, now) or audits.is_due(state, now):
         return True
     silent = math.inf if finished(state) else state.spec.routing.dead_after_s
-    if any(miner.live and now - miner.last_seen > silent for miner in state.miners.values()):
+    quietest = index_of(state).silent_longest(state)
+    if quietest is not None and now - quietest.last_seen > silent:
         return True
     if members.starving(state, now) is not None:
         return True

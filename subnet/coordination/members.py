@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from subnet.coordination import dossiers, overdue
+from subnet.coordination.index import index_of
 from subnet.coordination.placement import Load, place
 from subnet.coordination.state import Deliver, Effect, Miner, Say, StageState, State
 from subnet.protocol.ids import Hotkey, Pass, Phase, Stage
@@ -50,8 +51,10 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
     else:
         stage_index, why = place(_loads(state))
     stage = state.stages[stage_index]
+    state.joins += 1
     miner = Miner(
         hotkey=hotkey,
+        number=state.joins,
         stage=Stage(stage_index),
         session=message.session,
         device=message.device,
@@ -64,6 +67,7 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
         false_complaints=known.false_complaints if known else 0,
     )
     state.miners[hotkey] = miner
+    index_of(state).arrived(state, miner)
     dossiers.restarted(state, hotkey)
     verb = "came back to" if known else "joined"
     return _joined(state, miner, why), [Say(f"miner {hotkey[:8]} {verb} stage {stage_index}: {why}")]
@@ -90,6 +94,7 @@ def _barred(state: State, hotkey: Hotkey) -> str | None:
 def _end_session(state: State, miner: Miner) -> None:
     """The process is gone, and with it its graphs, its local progress and its applied merge; its uploads stand."""
     overdue.release(state, miner.hotkey)
+    index_of(state).left(state, miner)
     dossiers.restarted(state, miner.hotkey)
     stage = state.stages[miner.stage]
     stage.contributions.pop(miner.hotkey, None)
@@ -156,9 +161,8 @@ def notice_silence(state: State, at: float) -> list[Effect]:
     """Whoever was not heard of for too long is gone; its work is offered again."""
     limit = state.spec.routing.dead_after_s
     effects: list[Effect] = []
-    for miner in state.miners.values():
-        if miner.live and at - miner.last_seen > limit:
-            effects += remove(state, miner, Reason.SILENT, f"nothing was heard for {at - miner.last_seen:.0f} s")
+    while (miner := index_of(state).silent_longest(state)) is not None and at - miner.last_seen > limit:
+        effects += remove(state, miner, Reason.SILENT, f"nothing was heard for {at - miner.last_seen:.0f} s")
     return effects
 
 
@@ -173,7 +177,7 @@ def remove(state: State, miner: Miner, reason: Reason, sentence: str) -> list[Ef
 def starving(state: State, now: float) -> StageState | None:
     """A stage that was without replica for so long that one of another stage must move (DESIGN 6); None if none can."""
     limit = state.spec.routing.dead_after_s
-    if not any(len(state.replicas(stage.stage)) > 1 for stage in state.stages):
+    if not any(state.num_replicas(stage.stage) > 1 for stage in state.stages):
         return None
     for stage in state.stages:
         if stage.empty_since is not None and now - stage.empty_since >= limit and stage.phase is not Phase.PAUSED:
@@ -184,7 +188,7 @@ def starving(state: State, now: float) -> StageState | None:
 def rebalance(state: State, at: float) -> list[Effect]:
     """Where a stage starves, end the session of the best provisioned stage's newest replica: it joins again, there."""
     for stage in state.stages:
-        if state.replicas(stage.stage):
+        if state.num_replicas(stage.stage):
             stage.empty_since = None
         elif stage.empty_since is None:
             stage.empty_since = at

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from subnet.coordination import dossiers, members, reducing, routing
+from subnet.coordination.index import index_of
 from subnet.coordination.merge_state import Merge, Upload
 from subnet.coordination.passes import reject, verdict
 from subnet.coordination.state import CheckObject, Effect, Offer, StageState, State
@@ -121,6 +122,7 @@ def _synced(
         answer = reject(state, done.item, Reason.WRONG_ANCHOR, said, hotkey)
         return answer, members.remove(state, state.miners[hotkey], Reason.WRONG_ANCHOR, said)
     state.miners[hotkey].synced_epoch = work.epoch
+    index_of(state).file_miner(state, state.miners[hotkey])
     dossiers.restarted(state, hotkey)
     if work.epoch == stage.epoch:
         stage.contributions.pop(hotkey, None)
@@ -151,6 +153,7 @@ def fail(state: State, offer: Offer, failed: Failed) -> tuple[Verdict, list[Effe
         return answer, [check] if len(accusers) == 1 else []
     if merge is not None and isinstance(offer.work, ApplyWork):
         miner.synced_epoch = -1
+        index_of(state).file_miner(state, miner)
         merge.applied.pop(offer.hotkey, None)
     return answer, []
 

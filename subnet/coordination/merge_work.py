@@ -7,6 +7,7 @@ waited for.
 from __future__ import annotations
 
 from subnet.coordination import phases, routing
+from subnet.coordination.index import index_of
 from subnet.coordination.state import Deliver, Effect, Miner, Offer, Say, StageState, State
 from subnet.protocol.ids import Hotkey, ItemId, Phase
 from subnet.protocol.messages import ApplyWork, PassWork, ReduceWork, RevealWork, SyncWork, UploadWork, Work
@@ -15,10 +16,12 @@ from subnet.protocol.reasons import Reason
 
 def give(state: State, stage: StageState, miner: Miner, work: Work, at: float) -> Deliver:
     """Merge work does not take a slot: it goes out with the next reply."""
-    state.offers[work.item] = Offer(
-        item=work.item, hotkey=miner.hotkey, work=work, offered_at=at, deadline=at + work.deadline_s
-    )
+    offer = Offer(item=work.item, hotkey=miner.hotkey, work=work, offered_at=at, deadline=at + work.deadline_s)
+    state.offers[work.item] = offer
     miner.offers.append(work.item)
+    index = index_of(state)
+    index.gave(offer)
+    index.file_miner(state, miner)
     return Deliver(miner.hotkey)
 
 
@@ -33,12 +36,7 @@ def item_id(letter: str, stage: StageState, number: int, hotkey: Hotkey) -> Item
 
 
 def open_offers(state: State, stage: StageState, kind: type[Work]) -> list[Offer]:
-    return [
-        offer
-        for miner in state.replicas(stage.stage)
-        for offer in (state.offers[item] for item in miner.offers)
-        if isinstance(offer.work, kind)
-    ]
+    return list(index_of(state).stages[stage.stage].given[kind].values())
 
 
 def withdraw_all(state: State, stage: StageState, kind: type[Work]) -> None:

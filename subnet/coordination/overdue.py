@@ -6,11 +6,10 @@ a replica that lives but does not work, nor for a piece that nobody can do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from subnet.coordination.routing import close_offers, deadline_s, dequeue, enqueue, gives_passes, withdraw
+from subnet.coordination.index import index_of
+from subnet.coordination.routing import close_offers, dequeue, enqueue, gives_passes, unbind, withdraw
 from subnet.coordination.state import MicroBatch, StageState, State
-from subnet.protocol.ids import Hotkey, Pass
+from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import PassWork
 from subnet.protocol.reasons import Reason
 
@@ -20,48 +19,45 @@ ATTEMPTS_MAX = 60
 
 def is_due(state: State, now: float) -> bool:
     """Whether `expire` would change anything at `now`."""
-    if any(o.deadline <= now and not o.expired and isinstance(o.work, PassWork) for o in state.offers.values()):
+    if index_of(state).is_any_late(state, now):
         return True
-    return any(True for stage in state.stages for _ in _held_up(state, stage, now))
+    return any(_held_up(state, stage, now) is not None for stage in state.stages)
 
 
 def expire(state: State, at: float) -> list[str]:
     """Offer again what is past its deadline; returns what an operator may want to read."""
     said = []
-    for offer in list(state.offers.values()):
-        if not isinstance(offer.work, PassWork) or offer.expired or offer.deadline > at:
-            continue
+    for offer in index_of(state).late(state, at):
+        assert isinstance(offer.work, PassWork)
         offer.expired = True
         batch = state.micro_batches[offer.work.micro_batch]
         if offer.hotkey not in batch.barred:
             batch.barred.append(offer.hotkey)
-        batch.hops[offer.work.stage].bound = False
+        unbind(state, batch, offer.work.stage)
         said.append(f"{offer.item} is late at {offer.hotkey[:8]} ({at - offer.offered_at:.0f} s): offered again")
         requeue(state, batch)
-    for stage in state.stages:
-        for batch in list(_held_up(state, stage, at)):
-            hop = batch.hops[stage.stage]
-            hop.bound = False
+    for stage, known in zip(state.stages, index_of(state).stages, strict=True):
+        if not known.kept or known.kept[0][0] > at:
+            continue
+        while (waiting := _held_up(state, stage, at)) is not None:
+            hop = waiting.hops[stage.stage]
+            unbind(state, waiting, stage.stage)
             said.append(
-                f"the backward of micro-batch {batch.id} waited {at - batch.waiting_since:.0f} s for"
+                f"the backward of micro-batch {waiting.id} waited {at - waiting.waiting_since:.0f} s for"
                 f" {str(hop.forward_by)[:8]}: any replica of stage {stage.stage} may take it"
             )
     return said
 
 
-def _held_up(state: State, stage: StageState, at: float) -> Iterator[MicroBatch]:
-    """Backwards whose forward's replica lives but does not ask for work, though another one could do them."""
-    floor_s = state.spec.routing.deadline_floor_s
-    if not stage.backward_ready or not gives_passes(stage):
-        return
-    for micro_batch in stage.backward_ready:
-        batch = state.micro_batches[micro_batch]
-        hop = batch.hops[stage.stage]
-        since = max(batch.waiting_since, stage.phase_since)
-        if not hop.bound or hop.forward_by is None or at < since + floor_s or len(state.replicas(stage.stage)) < 2:
-            continue
-        if at >= since + deadline_s(state, state.miners[hop.forward_by], Pass.BACKWARD):
-            yield batch
+def _held_up(state: State, stage: StageState, now: float) -> MicroBatch | None:
+    """A backward whose forward's replica lives but does not ask for work, though another one could do it.
+
+    After a merge the replicas get some time to ask before anything is taken from them.
+    """
+    begun = now >= stage.phase_since + state.spec.routing.deadline_floor_s
+    if not stage.backward_ready or not begun or not gives_passes(stage) or state.num_replicas(stage.stage) < 2:
+        return None
+    return index_of(state).kept_too_long(state, stage.stage, now)
 
 
 def requeue(state: State, batch: MicroBatch) -> None:
@@ -77,6 +73,7 @@ def give_up(state: State, batch: MicroBatch, why: str) -> None:
     close_offers(state, batch)
     dequeue(state, batch)
     del state.micro_batches[batch.id]
+    index_of(state).closed(batch)
     state.abandoned += 1
     state.incident(Reason.NO_WORK, f"micro-batch {batch.id} was given up {why}")
 
@@ -84,10 +81,8 @@ def give_up(state: State, batch: MicroBatch, why: str) -> None:
 def release(state: State, hotkey: Hotkey) -> None:
     """A miner's session is over: its work is offered again and its graphs are gone; credit stays."""
     miner = state.miners[hotkey]
-    for batch in state.micro_batches.values():
-        hop = batch.hops[miner.stage]
-        if hop.forward_by == hotkey:
-            hop.bound = False
+    for number in index_of(state).graphs_of(hotkey):
+        unbind(state, state.micro_batches[number], miner.stage)
     for item in list(miner.offers):
         offer = withdraw(state, item)
         if offer is None or not isinstance(offer.work, PassWork):
@@ -96,6 +91,7 @@ def release(state: State, hotkey: Hotkey) -> None:
         batch.offers.remove(item)
         offer_again(state, batch)
     miner.free_slots = 0
+    index_of(state).file_miner(state, miner)
 
 
 def offer_again(state: State, batch: MicroBatch) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 
-from subnet.coordination import dossiers, overdue, routing
+from subnet.coordination import dossiers, overdue, quorum, routing
+from subnet.coordination.index import index_of
 from subnet.coordination.state import LOSSES_KEPT, CheckObject, Effect, MicroBatch, Offer, State
 from subnet.protocol import keys
 from subnet.protocol.ids import Hotkey, ItemId, MicroBatchId, Pass
@@ -86,7 +87,7 @@ def accept(state: State, offer: Offer, done: PassDone, at: float) -> Verdict:
         return reject(state, done.item, problem[0], problem[1], offer.hotkey)
     dossiers.answered(state, offer.hotkey, done, credited=True)
     state.compute_s += min(done.compute_s, at - offer.offered_at)
-    routing.note_speed(state.miners[offer.hotkey], work.kind, at - offer.offered_at)
+    routing.note_speed(state, state.miners[offer.hotkey], work.kind, at - offer.offered_at)
     units = _apply(state, batch, offer, work, done)
     routing.close_offers(state, batch)
     routing.dequeue(state, batch)
@@ -116,10 +117,16 @@ def _apply(state: State, batch: MicroBatch, offer: Offer, work: PassWork, done: 
         produced = Source(key=work.output.key, digest=done.digest, size_bytes=work.output.size_bytes)  # type: ignore[arg-type]
     if work.kind is Pass.FORWARD:
         hop.forward_by, hop.bound = offer.hotkey, True
+        index_of(state).keeps_graph(batch, offer.hotkey)
         hop.boundary, hop.forward_epoch = produced, stage.epoch
     else:
         hop.backward_by, hop.gradient, hop.backward_epoch = offer.hotkey, produced, stage.epoch
-        stage.contributions[offer.hotkey] = stage.contributions.get(offer.hotkey, 0) + 1
+        routing.unbind(state, batch, work.stage)
+        stage.contributions[offer.hotkey] = count = stage.contributions.get(offer.hotkey, 0) + 1
+        filed = index_of(state).stages[work.stage]
+        filed.undone -= 1
+        reached = quorum.is_threshold(state.rules_of(work.stage).merge, count)
+        filed.changed = filed.changed or stage.merge is not None or reached
         if work.kind is Pass.LOSS:
             hop.forward_by, hop.forward_epoch, batch.loss = offer.hotkey, stage.epoch, done.loss
         elif hop.forward_by is not None:
@@ -139,6 +146,7 @@ def _units(state: State, kind: Pass, stage: int) -> float:
 
 def _complete(state: State, batch: MicroBatch, at: float) -> None:
     del state.micro_batches[batch.id]
+    index_of(state).closed(batch)
     state.completed += 1
     state.last_completed_at = at
     if state.first_completed_at is None:
@@ -158,7 +166,7 @@ def _bar(state: State, batch: MicroBatch, offer: Offer) -> None:
     if offer.hotkey not in batch.barred:
         batch.barred.append(offer.hotkey)
     assert isinstance(offer.work, PassWork)
-    batch.hops[offer.work.stage].bound = False
+    routing.unbind(state, batch, offer.work.stage)
     overdue.offer_again(state, batch)
 
 
@@ -225,10 +233,13 @@ def _undo(state: State, batch: MicroBatch, index: int, kind: Pass, reason: Reaso
     attempt = keys.parse(key).item.rpartition(".")[2]
     dossiers.withdrawn(state, by, ItemId(f"{kind.value[0]}{batch.id}.{index}.{attempt}"))
     stage = state.stages[index]
+    routing.unbind(state, batch, index)
     if kind is Pass.FORWARD:
-        hop.boundary, hop.forward_epoch, hop.bound = None, -1, False
+        hop.boundary, hop.forward_epoch = None, -1
     else:
-        hop.gradient, hop.backward_epoch, hop.bound = None, -1, False
+        hop.gradient, hop.backward_epoch = None, -1
+        filed = index_of(state).stages[index]
+        filed.undone, filed.changed = filed.undone + 1, True
         if epoch == stage.epoch and stage.contributions.get(by, 0) > 0:
             stage.contributions[by] -= 1
         if kind is Pass.LOSS:

@@ -36,6 +36,11 @@ def thresholds(merge: MergeSpec, live: int, age_s: float, neighbour_closed: bool
     )
 
 
+def is_threshold(merge: MergeSpec, count: int) -> bool:
+    """Whether the replica whose B_m has just become `count` is one more that counts, while nothing is relaxed."""
+    return any(count == thresholds(merge, 1, 0.0, closed).num_microbatches for closed in (False, True))
+
+
 def may_close(
     merge: MergeSpec,
     counts: Sequence[int],

@@ -7,6 +7,7 @@ shell was asked for without an answer in the journal is asked again.
 from __future__ import annotations
 
 from subnet.coordination import merge_results, phases, reducing
+from subnet.coordination.index import rebuild
 from subnet.coordination.state import CheckObject, Effect, Say, State
 from subnet.protocol.ids import Phase
 from subnet.protocol.messages import RunResumed
@@ -36,5 +37,6 @@ def resume(state: State, message: RunResumed, at: float) -> list[Effect]:
             effects += merge_results.open_checks(stage.merge) + reducing.unanswered(stage, stage.merge)
         if stage.phase is Phase.PAUSED and (not message.target_epochs or stage.epoch < message.target_epochs):
             effects.append(Say(phases.move(stage, Phase.TRAINING, at, Reason.OK, "the run goes on")))
+    rebuild(state)
     effects += [CheckObject(b.accused) for b in state.micro_batches.values() if b.accused is not None]
     return effects

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from subnet.coordination import applying, dossiers, phases, quorum, reducing
+from subnet.coordination.index import NEVER, index_of
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import give, item_id, next_number, open_offers, resume_training, withdraw_all
 from subnet.coordination.state import Effect, Say, StageState, State
@@ -21,14 +22,33 @@ from subnet.protocol.reasons import Reason
 
 
 def advance_all(state: State, at: float) -> list[Effect]:
-    """Take every step of every stage that is due, until none is: one that moves may let another one move."""
+    """Take every step of every stage that is due, until none is: one that moves may let another one move.
+
+    Looked at are stages where something happened, and those that time alone could move.
+    """
     effects: list[Effect] = []
-    before = None
-    while (now := [_position(stage) for stage in state.stages]) != before:
-        before = now
-        for stage in state.stages:
+    filed, moved = index_of(state).stages, True
+    while moved:
+        moved = False
+        for stage, known in zip(state.stages, filed, strict=True):
+            if not (moved or known.changed or at >= known.next_at):
+                continue
+            known.changed, before = False, _position(stage)
             effects += advance(state, stage, at)
+            known.next_at = _next_at(state, stage)
+            moved = moved or _position(stage) != before
+        if moved:
+            index_of(state).all_changed()
     return effects
+
+
+def _next_at(state: State, stage: StageState) -> float:
+    """When time alone could move a stage that nothing happens to."""
+    if stage.merge is not None:
+        return stage.merge.deadline
+    if stage.phase is not Phase.TRAINING:
+        return NEVER
+    return stage.opened_at + state.rules_of(stage.stage).merge.relax_after_s
 
 
 def _position(stage: StageState) -> tuple[int, Phase, str, int]:
@@ -38,7 +58,9 @@ def _position(stage: StageState) -> tuple[int, Phase, str, int]:
 
 def is_due(state: State, stage: StageState, now: float) -> bool:
     """Whether time alone would move the stage at `now`; what waits for somebody's answer is not due."""
-    merge = stage.merge
+    merge, known = stage.merge, index_of(state).stages[stage.stage]
+    if not known.changed and now < known.next_at:
+        return False
     if merge is None:
         return stage.phase is Phase.TRAINING and closing(state, stage, now)[0]
     if now < merge.deadline:
@@ -102,7 +124,7 @@ def _maybe_close(state: State, stage: StageState, at: float) -> list[Effect]:
 
 def _drain(state: State, stage: StageState, merge: Merge, at: float) -> list[Effect]:
     """Let work in flight finish, at most for the grace window; then ask for the pseudo-gradients."""
-    in_flight = sum(1 for batch in state.micro_batches.values() if batch.hops[stage.stage].backward_epoch < 0)
+    in_flight = index_of(state).stages[stage.stage].undone
     if in_flight and at < merge.deadline:
         stage.sentence = f"letting {in_flight} micro-batches in flight finish"
         return []

@@ -7,9 +7,11 @@ any. Work in flight is bounded, so the slowest stage sets the pace. Nothing here
 
 from __future__ import annotations
 
-from statistics import median
+from bisect import bisect_left, insort
+from collections.abc import Collection
 
 from subnet.coordination import dossiers
+from subnet.coordination.index import Buckets, index_of
 from subnet.coordination.state import Deliver, Hop, MicroBatch, Miner, Offer, StageState, State
 from subnet.protocol import keys
 from subnet.protocol.draw import draw_below
@@ -37,19 +39,33 @@ def enqueue(state: State, batch: MicroBatch) -> None:
     piece = due(batch)
     if piece is None or batch.accused is not None:
         return
-    stage = state.stages[piece[1]]
-    queue = stage.backward_ready if piece[0] is Pass.BACKWARD else stage.forward_ready
-    if batch.id not in queue:
-        queue.append(batch.id)
-        batch.waiting_since = state.at
+    stage, is_backward, index = state.stages[piece[1]], piece[0] is Pass.BACKWARD, index_of(state)
+    if batch.id in index.queued:
+        return
+    insort(stage.backward_ready if is_backward else stage.forward_ready, batch.id)
+    hop = batch.hops[piece[1]]
+    batch.waiting_since = batch.waits_until = state.at
+    if is_backward and hop.bound and hop.forward_by is not None:
+        batch.waits_until += deadline_s(state, state.miners[hop.forward_by], Pass.BACKWARD)
+    index.queued[batch.id] = piece[1], is_backward
+    index.file_batch(state, batch)
 
 
 def dequeue(state: State, batch: MicroBatch) -> None:
-    """Take a micro-batch out of every queue."""
-    for stage in state.stages:
-        for queue in (stage.forward_ready, stage.backward_ready):
-            if batch.id in queue:
-                queue.remove(batch.id)
+    """Take a micro-batch out of its queue."""
+    place = index_of(state).unqueue(state, batch.id)
+    if place is not None:
+        stage = state.stages[place[0]]
+        queue = stage.backward_ready if place[1] else stage.forward_ready
+        del queue[bisect_left(queue, batch.id)]
+
+
+def unbind(state: State, batch: MicroBatch, stage: int) -> None:
+    """The graph of a backward that is due is gone, or is waited for no longer: any replica may do it."""
+    hop, index = batch.hops[stage], index_of(state)
+    hop.bound = False
+    index.lost_graph(batch, hop.forward_by)
+    index.file_batch(state, batch)
 
 
 def withdraw(state: State, item: ItemId) -> Offer | None:
@@ -59,6 +75,9 @@ def withdraw(state: State, item: ItemId) -> Offer | None:
         miner = state.miners[offer.hotkey]
         if item in miner.offers:
             miner.offers.remove(item)
+        index = index_of(state)
+        index.withdrew(offer)
+        index.file_miner(state, miner)
     return offer
 
 
@@ -76,66 +95,89 @@ def gives_passes(stage: StageState) -> bool:
     return stage.phase is Phase.UPLOADING and stage.merge is not None and stage.merge.step == "drain"
 
 
-def eligible(stage: StageState, miner: Miner) -> bool:
-    """Whether a replica may be given passes of its stage now."""
-    return miner.live and miner.synced_epoch == stage.epoch and miner.free_slots >= 1 and gives_passes(stage)
-
-
 def dispatch(state: State, at: float) -> list[Deliver]:
     """Give waiting pieces to free replicas; returns whose exchange to answer."""
     served: dict[Hotkey, None] = {}
-    for stage in state.stages:
-        if stage.backward_ready or stage.forward_ready:
-            _serve_stage(state, stage, at, served)
+    for stage, ready in zip(state.stages, index_of(state).stages, strict=True):
+        if not ready.free or not gives_passes(stage):
+            continue
+        if ready.unbound or ready.called:
+            _serve_backwards(state, stage, at, served)
+        if stage.forward_ready:
+            _serve_forwards(state, stage, at, served)
     _open_micro_batches(state, at, served)
     return [Deliver(hotkey) for hotkey in served]
 
 
-def _serve_stage(state: State, stage: StageState, at: float, served: dict[Hotkey, None]) -> None:
-    free = [m for m in state.replicas(stage.stage) if eligible(stage, m)]
-    for kind, queue in ((Pass.BACKWARD, stage.backward_ready), (Pass.FORWARD, stage.forward_ready)):
-        waiting = sorted(queue)
-        while waiting and free:
-            pick = draw_below(
-                state.secret(), len(waiting), "item", stage.stage, kind, waiting[0], len(waiting), len(free)
-            )
-            batch = state.micro_batches[waiting.pop(pick)]
-            candidates = _candidates(state, batch, stage.stage, kind, free)
-            if not candidates:
-                continue
-            miner = _choose(state, batch, candidates)
-            piece = due(batch)
-            assert piece is not None
-            offer_pass(state, batch, piece[0], miner, at)
-            queue.remove(batch.id)
-            served[miner.hotkey] = None
-            free = [m for m in free if m.free_slots > 0]
+def _serve_backwards(state: State, stage: StageState, at: float, served: dict[Hotkey, None]) -> None:
+    """A bound backward goes to its forward's own replica, any other one to whoever did not fail it."""
+    ready, refused = index_of(state).stages[stage.stage], set[MicroBatchId]()
+    while ready.free and (ready.unbound or ready.called):
+        bound = sorted(number for hotkey in ready.called for number in ready.waiting_for[hotkey])
+        open_to_all = [number for number in ready.unbound if number not in refused] if refused else ready.unbound
+        count = len(bound) + len(open_to_all)
+        if not count:
+            return
+        pick = _draw_item(state, stage, Pass.BACKWARD, count)
+        batch = state.micro_batches[bound[pick] if pick < len(bound) else open_to_all[pick - len(bound)]]
+        holder = batch.hops[stage.stage].forward_by
+        if pick < len(bound) and holder is not None:
+            _give_waiting(state, batch, Pass.BACKWARD, state.miners[holder], at, served)
+        elif (miner := _choose(state, batch, ready.free)) is not None:
+            _give_waiting(state, batch, Pass.BACKWARD, miner, at, served)
+        else:
+            refused.add(batch.id)
 
 
-def _candidates(state: State, batch: MicroBatch, stage: int, kind: Pass, free: list[Miner]) -> list[Miner]:
-    """Free replicas that may do the piece: the forward's own for a bound backward, else all that did not fail it.
+def _serve_forwards(state: State, stage: StageState, at: float, served: dict[Hotkey, None]) -> None:
+    """Forwards, or at the last stage losses, go to whoever has room: the last free slot is kept for a backward, so that
+    forwards cannot dam up the way back."""
+    ready, refused = index_of(state).stages[stage.stage], set[MicroBatchId]()
+    kind = Pass.LOSS if stage.stage == len(state.stages) - 1 else Pass.FORWARD
+    while ready.roomy and stage.forward_ready:
+        waiting = stage.forward_ready
+        if refused:
+            waiting = [number for number in waiting if number not in refused]
+        if not waiting:
+            return
+        batch = state.micro_batches[waiting[_draw_item(state, stage, kind, len(waiting))]]
+        miner = _choose(state, batch, ready.roomy)
+        if miner is None:
+            refused.add(batch.id)
+        else:
+            _give_waiting(state, batch, kind, miner, at, served)
 
-    The last free slot of a stage that also runs backwards is kept for one, so forwards cannot dam up the way back.
-    Replicas that failed the piece get it again only when no other one lives.
+
+def _draw_item(state: State, stage: StageState, kind: Pass, count: int) -> int:
+    """Which of `count` waiting items is next; the number of passes given out so far makes each draw another one."""
+    return draw_below(state.secret(), count, "item", stage.stage, kind, state.passes_started) if count > 1 else 0
+
+
+def _choose(state: State, batch: MicroBatch, free: Buckets) -> Miner | None:
+    """Drawn among the replicas with the fewest items in hand, so shares follow throughput.
+
+    Replicas that failed the piece get it again only when no other one lives. None: nobody who may do it is free.
     """
-    hop = batch.hops[stage]
-    if kind is Pass.BACKWARD:
-        if hop.bound and hop.forward_by not in batch.barred:
-            return [m for m in free if m.hotkey == hop.forward_by]
-        willing = free
-    else:
-        is_last = stage == len(batch.hops) - 1
-        willing = [m for m in free if is_last or m.free_slots > 1 or not m.offers]
-    if all(m.hotkey in batch.barred for m in state.replicas(stage)):
-        return willing
-    return [m for m in willing if m.hotkey not in batch.barred]
+    barred: Collection[Hotkey] = batch.barred
+    if barred:
+        piece = due(batch)
+        assert piece is not None
+        live = index_of(state).stages[piece[1]].live
+        if len(barred) >= len(live) and all(hotkey in barred for hotkey in live):
+            barred = ()
+    freest = free.fewest(barred)
+    if not freest:
+        return None
+    pick = draw_below(state.secret(), len(freest), "replica", batch.id, batch.attempts) if len(freest) > 1 else 0
+    return state.miners[freest[pick]]
 
 
-def _choose(state: State, batch: MicroBatch, candidates: list[Miner]) -> Miner:
-    """Drawn among the replicas with the fewest items in hand, so shares follow throughput."""
-    fewest = min(len(m.offers) for m in candidates)
-    freest = sorted((m for m in candidates if len(m.offers) == fewest), key=lambda m: m.hotkey)
-    return freest[draw_below(state.secret(), len(freest), "replica", batch.id, batch.attempts)]
+def _give_waiting(
+    state: State, batch: MicroBatch, kind: Pass, miner: Miner, at: float, served: dict[Hotkey, None]
+) -> None:
+    dequeue(state, batch)
+    offer_pass(state, batch, kind, miner, at)
+    served[miner.hotkey] = None
 
 
 def offer_pass(state: State, batch: MicroBatch, kind: Pass, miner: Miner, at: float) -> None:
@@ -165,11 +207,15 @@ def offer_pass(state: State, batch: MicroBatch, kind: Pass, miner: Miner, at: fl
     assert kind is not Pass.FORWARD or hop.forward_epoch < 0
     batch.attempts += 1
     batch.offers.append(item)
-    state.offers[item] = Offer(item=item, hotkey=miner.hotkey, work=work, offered_at=at, deadline=at + allowed_s)
+    offer = Offer(item=item, hotkey=miner.hotkey, work=work, offered_at=at, deadline=at + allowed_s)
+    state.offers[item] = offer
     state.passes_started += 1
     dossiers.gave(state, miner.hotkey, work)
     miner.offers.append(item)
     miner.free_slots -= 1
+    filed = index_of(state)
+    filed.gave(offer)
+    filed.file_miner(state, miner)
 
 
 def _target(state: State, epoch: int, stage: Stage, name: str, kind: keys.Kind) -> Target:
@@ -180,36 +226,39 @@ def _target(state: State, epoch: int, stage: Stage, name: str, kind: keys.Kind) 
 def deadline_s(state: State, miner: Miner, kind: Pass) -> float:
     """min(c x own mean, c' x the stage's median), so slowing down earns no slack; never below the floor."""
     routing = state.spec.routing
-    known = [m.mean_s[kind] for m in state.replicas(miner.stage) if kind in m.mean_s]
-    if not known:
+    typical_s = index_of(state).stages[miner.stage].median_s(kind)
+    if typical_s is None:
         return routing.deadline_first_s
-    by_stage = routing.deadline_stage_factor * median(known)
+    by_stage = routing.deadline_stage_factor * typical_s
     own = routing.deadline_own_factor * miner.mean_s[kind] if kind in miner.mean_s else by_stage
     return max(routing.deadline_floor_s, min(own, by_stage))
 
 
-def note_speed(miner: Miner, kind: Pass, took_s: float) -> None:
+def note_speed(state: State, miner: Miner, kind: Pass, took_s: float) -> None:
     """Exponential mean of the time from offer to result."""
     old = miner.mean_s.get(kind)
     miner.mean_s[kind] = took_s if old is None else old + EMA_ALPHA * (took_s - old)
+    index_of(state).note_speed(miner, kind, old)
 
 
 def in_flight_max(state: State) -> int:
     """Micro-batches that may be in flight: the least provisioned stage sets the pace."""
-    weakest = min(len(state.replicas(stage.stage)) for stage in state.stages)
+    weakest = min(len(stage.live) for stage in index_of(state).stages)
     return weakest * state.spec.routing.in_flight_per_replica * len(state.stages)
 
 
 def opening_refused(state: State) -> tuple[Reason, str] | None:
     """Why no micro-batch may be opened now; None when one may."""
-    for stage in state.stages:
+    merging = None
+    for stage, known in zip(state.stages, index_of(state).stages, strict=True):
         if stage.phase is Phase.PAUSED:
             return stage.reason, f"stage {stage.stage} is paused: {stage.sentence}"
-        if not state.replicas(stage.stage):
+        if not known.live:
             return Reason.STAGE_EMPTY, f"stage {stage.stage} has no live miner"
-    for stage in state.stages:
         if stage.phase is not Phase.TRAINING:
-            return Reason.MERGE_RUNNING, f"stage {stage.stage} is {stage.phase.value}: {stage.sentence}"
+            merging = merging or stage
+    if merging is not None:
+        return Reason.MERGE_RUNNING, f"stage {merging.stage} is {merging.phase.value}: {merging.sentence}"
     if state.spec.routing.flush and state.group_opened >= state.spec.inner.micro_batches_per_step:
         return Reason.PIPELINE_FULL, "the group of one optimizer step is open; the next one follows when it is back"
     if len(state.micro_batches) >= in_flight_max(state):
@@ -222,20 +271,19 @@ def _open_micro_batches(state: State, at: float, served: dict[Hotkey, None]) -> 
     if state.spec.routing.flush and not state.micro_batches:
         if state.group_opened >= state.spec.inner.micro_batches_per_step:
             state.group_opened = 0
-    while opening_refused(state) is None:
-        free = [m for m in state.replicas(0) if eligible(first, m)]
+    roomy, kind = index_of(state).stages[0].roomy, Pass.LOSS if len(state.stages) == 1 else Pass.FORWARD
+    while roomy and opening_refused(state) is None:
         batch = MicroBatch(
             id=MicroBatchId(state.next_micro_batch),
             epoch=Epoch(first.epoch),
             opened_at=at,
             hops=[Hop() for _ in state.stages],
         )
-        candidates = _candidates(state, batch, 0, Pass.FORWARD, free)
-        if not candidates:
-            return
-        miner = _choose(state, batch, candidates)
+        miner = _choose(state, batch, roomy)
+        assert miner is not None, "nobody is barred from a new micro-batch"
         state.next_micro_batch += 1
         state.group_opened += 1
         state.micro_batches[batch.id] = batch
-        offer_pass(state, batch, Pass.LOSS if len(state.stages) == 1 else Pass.FORWARD, miner, at)
+        index_of(state).opened(batch)
+        offer_pass(state, batch, kind, miner, at)
         served[miner.hotkey] = None

@@ -2,7 +2,8 @@
 
 Law: plain msgspec structs, changed in place by `machine.handle` and its parts only, holding no URL, no clock and no
 object of another band, so that state == decode(encode(state)) and two replays of one journal are equal byte by byte
-(but for the order inside a set, which each process chooses for itself).
+(but for the order inside a set, which each process chooses for itself). What can be looked up quickly lies beside it
+(`index`) and is no part of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from subnet.coordination.audit_state import Pay
+from subnet.coordination.index import index_of
 from subnet.coordination.merge_state import Merge
 from subnet.merging.butterfly import Assignment
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, MicroBatchId, Pass, Phase, Stage
@@ -27,7 +29,7 @@ class Hop(Struct):
 
     forward_by: Hotkey | None = None
     bound: bool = False
-    """Whether `forward_by` still holds the graph, so the backward goes to it first."""
+    """Whether `forward_by` holds the graph for a backward that is due still, so it goes to it first."""
     backward_by: Hotkey | None = None
     boundary: Source | None = None
     """Accepted output of the forward; None at the last stage."""
@@ -55,6 +57,8 @@ class MicroBatch(Struct):
     """Replicas that failed the due piece."""
     waiting_since: float = 0.0
     """When the due piece was last put into a queue."""
+    waits_until: float = 0.0
+    """How long a backward that waits is kept for the replica that did the forward."""
     accused: Source | None = None
     """An input of the due piece that somebody could not use: withheld until the orchestrator has looked at it."""
     accusers: list[Hotkey] = field(default_factory=list)
@@ -76,6 +80,8 @@ class Miner(Struct):
     """A hotkey that joined at least once."""
 
     hotkey: Hotkey
+    number: int
+    """Its session's place in the order of all joins."""
     stage: Stage
     session: str
     device: str
@@ -136,6 +142,7 @@ class StageState(Struct):
     contributions: dict[Hotkey, int] = field(default_factory=dict)
     """B_m: micro-batches whose backward each replica did since its local state last equalled the epoch's start."""
     forward_ready: list[MicroBatchId] = field(default_factory=list)
+    """Waiting micro-batches by number; so is the next one."""
     backward_ready: list[MicroBatchId] = field(default_factory=list)
     merge: Merge | None = None
     rules: int = 0
@@ -165,7 +172,7 @@ class Evaluation(Struct):
     at: float
 
 
-class State(Struct):
+class State(Struct, dict=True):
     """The whole run."""
 
     spec: RunSpec
@@ -182,6 +189,7 @@ class State(Struct):
     stages: list[StageState]
     registered: set[Hotkey] = field(default_factory=set)
     miners: dict[Hotkey, Miner] = field(default_factory=dict)
+    joins: int = 0
     micro_batches: dict[MicroBatchId, MicroBatch] = field(default_factory=dict)
     offers: dict[ItemId, Offer] = field(default_factory=dict)
     next_micro_batch: int = 0
@@ -230,7 +238,10 @@ class State(Struct):
 
     def replicas(self, stage: int) -> list[Miner]:
         """Live miners of a stage, by time of joining."""
-        return [m for m in self.miners.values() if m.live and m.stage == stage]
+        return list(index_of(self).stages[stage].live.values())
+
+    def num_replicas(self, stage: int) -> int:
+        return len(index_of(self).stages[stage].live)
 
     def secret(self) -> bytes:
         """The newest epoch secret; draws of all stages use it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from subnet.coordination import routing
+from subnet.coordination.index import rebuild
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey, MicroBatchId, Pass
 from subnet.protocol.reasons import Reason
@@ -152,17 +153,18 @@ def test_deadlines(worlds: Worlds) -> None:
     world.join("a", "b", "c")
     a, b, c = (world.miner(name) for name in "abc")
     assert routing.deadline_s(world.state, a, Pass.LOSS) == 30.0
-    for miner, mean_s in ((a, 1.0), (b, 4.0), (c, 100.0)):
-        routing.note_speed(miner, Pass.LOSS, mean_s)
+    for miner, mean_s in ((a, 1.0), (b, 4.0)):
+        routing.note_speed(world.state, miner, Pass.LOSS, mean_s)
+    assert routing.deadline_s(world.state, c, Pass.LOSS) == 15.0  # unknown: 6 x the median of the others
+    routing.note_speed(world.state, c, Pass.LOSS, 100.0)
     assert routing.deadline_s(world.state, a, Pass.LOSS) == 10.0  # the floor, above 4 x 1
     assert routing.deadline_s(world.state, b, Pass.LOSS) == 16.0  # 4 x its own
     assert routing.deadline_s(world.state, c, Pass.LOSS) == 24.0  # 6 x the median, not 4 x its own
-    c.mean_s.clear()
-    assert routing.deadline_s(world.state, c, Pass.LOSS) == 15.0  # unknown: 6 x the median of the others
-    routing.note_speed(b, Pass.LOSS, 14.0)
+    routing.note_speed(world.state, b, Pass.LOSS, 14.0)
     assert b.mean_s[Pass.LOSS] == pytest.approx(5.0)
-    for miner in (a, b):
+    for miner in (a, b, c):
         miner.mean_s.clear()
+    rebuild(world.state)
 
 
 def test_shares_follow_throughput(worlds: Worlds) -> None:
