@@ -93,7 +93,14 @@ def laptop(size: Size) -> Preset:
         ),
         # one machine: silence means a dead process, not a slow line. More micro-batches in flight would keep two cores
         # no busier, but gradients would come back to parameters that moved on
-        RoutingSpec(in_flight_per_replica=1, heartbeat_s=5.0, dead_after_s=15.0, deadline_first_s=60.0),
+        RoutingSpec(
+            in_flight_per_replica=1,
+            heartbeat_s=5.0,
+            dead_after_s=9.5,
+            # three epochs: long enough to measure what a move has changed
+            rebalance_after_s=60.0,
+            deadline_first_s=60.0,
+        ),
         # about nine segments an epoch, and a newcomer's n-th epoch audited with probability 1/n: 4 to 5 % of the
         # training compute over the default run, 4 % x 1/9 of it once all are settled
         AuditSpec(rate=0.04, settled_epochs=25, segment_steps=max(1, steps_per_epoch // 9)),
@@ -169,7 +176,10 @@ def choose(name: str, size: Size) -> Preset:
 
 
 def run_spec(preset: Preset, *, run_id: RunId, seed: int, num_stages: int, data: DataSpec) -> RunSpec:
-    """The whole agreement of one run. Raises ConfigError when the model cannot be cut into so many stages."""
+    """The whole agreement of one run. Raises ConfigError when the model cannot be cut into so many stages, or living
+    miners would be taken for dead."""
+    if (problem := preset.routing.silence_problem) is not None:
+        raise ConfigError("routing.dead_after_s", problem, "living miners would be taken for dead: give more")
     return RunSpec(
         run_id=run_id,
         seed=seed,

@@ -40,6 +40,8 @@ class Dossier(Struct):
     commitments: tuple[Commitment, ...] = ()
     applied_at: int | None = None
     loaded: bool = True
+    left_unlogged: float = 0.0
+    """Work units of credited passes that it left behind, in no log, in a stage that it trained before in this epoch."""
 
 
 class Audit(Struct):

@@ -33,8 +33,10 @@ def gave(state: State, hotkey: Hotkey, work: PassWork) -> None:
 
 def _dossier(state: State, stage: StageState, hotkey: Hotkey) -> Dossier:
     epoch = state.pay.dossiers.setdefault(stage.epoch, {})
-    if hotkey not in epoch or epoch[hotkey].stage != stage.stage:
-        epoch[hotkey] = Dossier(stage=stage.stage, rules=stage.rules, anchor=stage.parameters)
+    old = epoch.get(hotkey)
+    if old is None or old.stage != stage.stage:  # whoever moved within an epoch is audited for its new stage
+        left = 0.0 if old is None else unlogged_units(state, old)
+        epoch[hotkey] = Dossier(stage=stage.stage, rules=stage.rules, anchor=stage.parameters, left_unlogged=left)
     return epoch[hotkey]
 
 
@@ -141,7 +143,7 @@ def unlogged_units(state: State, dossier: Dossier) -> float:
     """
     logged = {one.item for one in dossier.log}
     flops = [stage.flops_per_token for stage in state.spec.stages]
-    return math.fsum(
+    return dossier.left_unlogged + math.fsum(
         work_units(given.work.kind, given.work.stage, flops)
         for item, given in dossier.given.items()
         if given.credited and item not in logged and not (given.late and not given.forgotten)

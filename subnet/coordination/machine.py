@@ -20,6 +20,7 @@ from subnet.coordination import (
     overdue,
     own_records,
     passes,
+    rebalancing,
     reviews,
     rounds,
     routing,
@@ -146,9 +147,10 @@ def _go_on(state: State, at: float) -> list[Effect]:
     effects: list[Effect] = [Say(line) for line in overdue.expire(state, at)]
     if not finished(state):
         effects += members.notice_silence(state, at)
-    effects += members.rebalance(state, at)
+    effects += rebalancing.fill_empty(state, at)
     if state.secrets:
         effects += rounds.advance_all(state, at)
+        effects += rebalancing.strengthen(state, at)
     # a new secret when every stage has closed an epoch: no draw of a closed epoch depends on it, so that can be public
     oldest = min(stage.epoch for stage in state.stages)
     if state.secret_asked < oldest:
@@ -180,6 +182,7 @@ def _exchange(state: State, sender: Hotkey, message: Exchange, at: float) -> tup
     if not miner.ready or not all(isinstance(result, PassDone) for result in message.results):
         index.stages[miner.stage].changed = index.audits_changed = True
     miner.last_seen, miner.ready = at, True
+    rebalancing.watch(state, at)
     effects: list[Effect] = []
     verdicts = []
     for result in message.results:
@@ -247,7 +250,7 @@ def is_due(state: State, now: float) -> bool:
     quietest = index_of(state).silent_longest(state)
     if quietest is not None and now - quietest.last_seen > silent:
         return True
-    if members.starving(state, now) is not None:
+    if rebalancing.starving(state, now) is not None:
         return True
     return bool(state.secrets) and any(rounds.is_due(state, stage, now) for stage in state.stages)
 

@@ -7,16 +7,14 @@ older. Leaving loses nothing but the local progress of that process.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
 
-from subnet.coordination import dossiers, overdue
+from subnet.coordination import dossiers, overdue, provision
 from subnet.coordination.index import index_of
-from subnet.coordination.placement import Load, place
-from subnet.coordination.state import Deliver, Effect, Miner, Say, StageState, State
-from subnet.protocol.ids import Hotkey, Pass, Phase, Stage
+from subnet.coordination.placement import place
+from subnet.coordination.state import Effect, Miner, Say, State
+from subnet.protocol.ids import Hotkey, Stage
 from subnet.protocol.messages import Join, Joined, Notice, Refusal, Reply, Source
 from subnet.protocol.reasons import REMEDY, Reason
-from subnet.scoring.ledger import SHARE
 
 LEFT = "this hotkey has no uid on the subnet any more"
 
@@ -49,7 +47,7 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
         _end_session(state, known)
         stage_index, why = _stage_for_return(state, known)
     else:
-        stage_index, why = place(_loads(state))
+        stage_index, why = place(provision.loads(state))
     stage = state.stages[stage_index]
     state.joins += 1
     miner = Miner(
@@ -106,26 +104,9 @@ def _stage_for_return(state: State, known: Miner) -> tuple[int, str]:
     empty = [s.stage for s in state.stages if not any(m.hotkey != known.hotkey for m in state.replicas(s.stage))]
     if empty and known.stage not in empty:
         return empty[0], f"stage {empty[0]} has no replica; your own has others"
+    if known.removed is not None and known.removed.reason is Reason.MOVED:
+        return known.stage, f"moved here: {known.removed.sentence}"
     return known.stage, "your stage of before"
-
-
-def _loads(state: State) -> list[Load]:
-    speeds = {m.hotkey: speed for m in state.miners.values() if m.live and (speed := _speed(state, m)) is not None}
-    typical = median(speeds.values()) if speeds else 1.0
-    loads = []
-    for stage in state.stages:
-        replicas = state.replicas(stage.stage)
-        strength = sum(speeds.get(m.hotkey, typical) / typical for m in replicas)
-        loads.append(Load(stage.stage, len(replicas), strength, state.spec.stages[stage.stage].flops_per_token))
-    return loads
-
-
-def _speed(state: State, miner: Miner) -> float | None:
-    """FLOPs per second and token in the pass that ends a micro-batch in its stage; None while nothing is known."""
-    for kind in (Pass.BACKWARD, Pass.LOSS):
-        if miner.mean_s.get(kind, 0.0) > 0:
-            return SHARE[kind] * state.spec.stages[miner.stage].flops_per_token / miner.mean_s[kind]
-    return None
 
 
 def _joined(state: State, miner: Miner, why: str) -> Joined:
@@ -172,35 +153,6 @@ def remove(state: State, miner: Miner, reason: Reason, sentence: str) -> list[Ef
     miner.removed = notice(reason, sentence)
     _end_session(state, miner)
     return [Say(f"miner {miner.hotkey[:8]} of stage {miner.stage} is gone: {sentence}")]
-
-
-def starving(state: State, now: float) -> StageState | None:
-    """A stage that was without replica for so long that one of another stage must move (DESIGN 6); None if none can."""
-    limit = state.spec.routing.dead_after_s
-    if not any(state.num_replicas(stage.stage) > 1 for stage in state.stages):
-        return None
-    for stage in state.stages:
-        if stage.empty_since is not None and now - stage.empty_since >= limit and stage.phase is not Phase.PAUSED:
-            return stage
-    return None
-
-
-def rebalance(state: State, at: float) -> list[Effect]:
-    """Where a stage starves, end the session of the best provisioned stage's newest replica: it joins again, there."""
-    for stage in state.stages:
-        if state.num_replicas(stage.stage):
-            stage.empty_since = None
-        elif stage.empty_since is None:
-            stage.empty_since = at
-    needy = starving(state, at)
-    if needy is None:
-        return []
-    needy.empty_since = at  # the next one is asked only if this one does not come
-    loads = [load for load in _loads(state) if load.replicas > 1]
-    richest = max(loads, key=lambda load: (load.strength / load.flops_per_token, -load.stage))
-    miner = max(state.replicas(richest.stage), key=lambda m: (m.joined_at, m.hotkey))
-    said = f"stage {needy.stage} has no replica, and yours has others"
-    return [*remove(state, miner, Reason.STAGE_EMPTY, said), Deliver(miner.hotkey)]
 
 
 def register(state: State, hotkeys: Sequence[Hotkey], left: Mapping[Hotkey, str] | None = None) -> list[Effect]:

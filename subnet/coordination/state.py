@@ -11,6 +11,7 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from subnet.coordination.audit_state import Pay
+from subnet.coordination.balance_state import Balance
 from subnet.coordination.index import index_of
 from subnet.coordination.merge_state import Merge
 from subnet.merging.butterfly import Assignment
@@ -212,6 +213,7 @@ class State(Struct, dict=True):
     """Pieces of merge work so far: part of their ids, of their objects' keys and of every question to the shell."""
     ledger: Ledger = field(default_factory=Ledger)
     pay: Pay = field(default_factory=Pay)
+    balance: Balance = field(default_factory=Balance)
     compute_s: float = 0.0
     """What miners said their accepted passes took."""
     recent_losses: list[float] = field(default_factory=list)

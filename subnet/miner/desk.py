@@ -2,8 +2,10 @@
 
 Law: decide, then act: synchronous, no I/O, time is an argument. Results that are ready are handed in at once, all
 together; with free slots and nothing to hand in, exactly one long-poll is open; without free slots a heartbeat goes out
-every half heartbeat interval. An offer is taken up once, however often it is delivered. A finished result leaves the
-desk only when the orchestrator has answered it, so a lost reply loses nothing: the result goes out again.
+every half heartbeat interval. A call without an answer for 0.8 heartbeats may be lost: from then on it holds up no
+other, so one lost call never makes a living miner silent for 1.5 heartbeats. An offer is taken up once, however often
+it is delivered. A finished result leaves the desk only when the orchestrator has answered it, so a lost reply loses
+nothing: the result goes out again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ from subnet.protocol.messages import Exchange, ExchangeReply, PassWork, Result, 
 
 OPEN_CALLS_MAX = 2
 """A held long-poll and one call with results that overtakes it."""
+UNANSWERED_CALLS_MAX = 4
+"""With those that may be lost: an orchestrator that hangs is not flooded."""
+OVERDUE_SHARE = 0.8
+"""Of a heartbeat: how long an answer is waited for before the next call; exchanges are held for 0.6 at most."""
 ITEMS_MAX = 256
 """Most items, and most results, in one exchange (`messages.Exchange`)."""
 SLOTS_MAX = 64
@@ -74,11 +80,15 @@ class Desk:
         of the desk can lead to a call."""
         if now < self.not_before:
             return self.not_before - now
-        num_open = sum(call.membership == self.membership for call in self.calls)
-        if self.ready:
-            return self._open(now, heartbeat_s) if num_open < OPEN_CALLS_MAX else None
-        if num_open:
+        unanswered = [call for call in self.calls if call.membership == self.membership]
+        if len(unanswered) >= UNANSWERED_CALLS_MAX:
             return None
+        overdue_at = [call.opened_at + OVERDUE_SHARE * heartbeat_s for call in unanswered]
+        waited_for = [at for at in overdue_at if now < at]
+        if self.ready and len(waited_for) < OPEN_CALLS_MAX:
+            return self._open(now, heartbeat_s)
+        if waited_for:
+            return (min if self.ready else max)(waited_for) - now
         due_at = self.next_poll_at if self.free_slots else self.next_heartbeat_at
         return self._open(now, heartbeat_s) if now >= due_at else due_at - now
 

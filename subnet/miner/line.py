@@ -22,7 +22,7 @@ from subnet.protocol.messages import ExchangeReply, Message, Notice, Refusal, Re
 from subnet.protocol.reasons import REMEDY, Reason
 from subnet.protocol.run_spec import RunSpec
 from subnet.runtime import Runtime
-from subnet.transport.backoff import backoff_s
+from subnet.transport.backoff import CAP_S, backoff_s
 from subnet.transport.base import ControlClient
 
 ANSWER_MARGIN_S = 10.0
@@ -73,6 +73,7 @@ class Line:
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures = 0
+        self._pause_max_s = CAP_S
         self._noted: str | None = None
         self._join_again = False
         self._ending: Ending | None = None
@@ -91,6 +92,7 @@ class Line:
         """Exchange until the run is over (the ending) or the miner must join again (None)."""
         self._join_again = False
         heartbeat_s = membership.spec.routing.heartbeat_s
+        self._pause_max_s = min(CAP_S, heartbeat_s)
         while True:
             self._changed.clear()
             if self._ending is not None:
@@ -129,7 +131,7 @@ class Line:
     # ---- one call ----------------------------------------------------------------------------------------------------
 
     async def _call(self, call: Call, membership: Membership, group: asyncio.TaskGroup) -> None:
-        timeout_s = membership.spec.routing.heartbeat_s + ANSWER_MARGIN_S
+        timeout_s = membership.spec.routing.hold_s + ANSWER_MARGIN_S
         reply = await self.ask(call.exchange, self._spec_digest() or membership.spec_digest, timeout_s)
         if isinstance(reply, ExchangeReply):
             self._answered(call, reply, membership)
@@ -157,7 +159,7 @@ class Line:
 
     def pause_s(self) -> float:
         """Jittered back-off after the failures and refusals since the last good answer."""
-        return backoff_s(max(1, self._failures), self._runtime.random_bytes(2))
+        return backoff_s(max(1, self._failures), self._runtime.random_bytes(2), self._pause_max_s)
 
     def _answered(self, call: Call, reply: ExchangeReply, membership: Membership) -> None:
         run_id = membership.spec.run_id

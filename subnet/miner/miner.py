@@ -34,7 +34,8 @@ from subnet.transport.backoff import backoff_s
 from subnet.transport.base import ControlClient, ObjectClient
 from subnet.transport.transfer import Expired, Transfer
 
-JOIN_TIMEOUT_S = 30.0
+JOIN_TIMEOUT_S = 8.0
+"""A join is answered at once; who has joined and does not know it is soon taken for dead."""
 LOAD_DEADLINE_S = 3600.0
 """Time for the first downloads before the miner joins afresh."""
 

@@ -227,9 +227,8 @@ class Pipeline:
 
     async def _reveal(self, work: RevealWork, entry: _Entry) -> Result:
         """Show committed states part by part: a part is as large as the parameters, all at once would be four times."""
-        if self.replica is None:
-            raise PeerFault(Reason.NOT_REVEALED, "nothing is loaded yet")
-        snapshots = self.replica.snapshots  # whatever the stage is now
+        async with self._turn.hold(MERGE):  # who loads is not asked in vain
+            snapshots = self._mine(work).snapshots  # whatever the stage is now
         shown: list[tuple[Digest, ...]] = []
         for digest, targets in (work.start_digest, work.start), (work.end_digest, work.end):
             parts: tuple[bytes, ...] | None = ()
@@ -254,7 +253,7 @@ class Pipeline:
         """The replica, in the turn. PeerFault when the work is for another stage."""
         if self.replica is None:
             raise InvariantViolation("the turn was given away before the parameters were loaded")
-        if work.stage != self.replica.stage:
+        if work.stage != self.replica.stage and not isinstance(work, RevealWork):
             raise PeerFault(Reason.WRONG_ANCHOR, f"this miner trains stage {self.replica.stage}, not {work.stage}")
         return self.replica
 

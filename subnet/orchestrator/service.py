@@ -254,12 +254,12 @@ class Service:
         return not (reply.verdicts or reply.work or reply.drop or reply.finished) and message.free_slots > 0
 
     async def _hold(self, sender: Hotkey, message: Exchange) -> ExchangeReply:
-        """Wait for work, a newer exchange, or the end of the heartbeat."""
+        """Wait for work, a newer exchange, or the end of the time that a call is held."""
         held = _Held(asyncio.get_running_loop().create_future())
         self._held[sender] = held
         current = True
         try:
-            async with asyncio.timeout(self.state.spec.routing.heartbeat_s):
+            async with asyncio.timeout(self.state.spec.routing.hold_s):
                 current = await held.answered
         except TimeoutError:
             pass

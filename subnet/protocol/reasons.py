@@ -51,6 +51,7 @@ class Reason(StrEnum):
     NOT_ALLOWED = "not-allowed"
     # removed
     SILENT = "silent"
+    MOVED = "moved"
     # pay
     AUDIT_FAILED = "audit-failed"
     AUDIT_PENDING = "audit-pending"
@@ -123,5 +124,6 @@ REMEDY: dict[Reason, str] = {
     Reason.CHAIN_AWAY: "none needed: training goes on, and weights follow when the chain answers; see --network",
     Reason.CHAIN_EPOCH_MISSED: "keep the validator running; the chain paid by the weights before meanwhile",
     Reason.DEREGISTERED: "register again: btcli subnet register; its credit of before pays while it is not too old",
+    Reason.MOVED: "nothing to do: the miner joins again by itself, in the stage that needs it more",
     Reason.SILENT: "keep the exchange open: heartbeats stopped; join again to continue with your credit",
 }

@@ -20,6 +20,11 @@ Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
+HOLD_SHARE = 0.6
+"""Of a heartbeat: how long an exchange is held open."""
+SILENCE_HEARTBEATS_MIN = 1.5
+"""A held exchange, then one that gets lost and is made again after 0.8 heartbeats: 1.4 without any delay."""
+
 
 class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A Llama-style decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU, untied head."""
@@ -137,9 +142,14 @@ class RoutingSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """How work moves (ALGORITHMS 2)."""
 
     heartbeat_s: Seconds = 10.0
-    """How long an exchange is held open at most."""
-    dead_after_s: Seconds = 25.0
-    """Silence after which a miner is taken for gone."""
+    """A living miner is heard of more often than this."""
+    dead_after_s: Seconds = 19.0
+    """Silence after which a miner is taken for gone: a little less than two heartbeats, so that its work is offered
+    again within two."""
+    rebalance_factor: Annotated[float, Meta(ge=1.25, le=100)] = 2.0
+    """A stage starves when another one has more than this times its strength per FLOP, and a replica's move helps."""
+    rebalance_after_s: Seconds = 300.0
+    """How long it must have starved before a replica moves there, and the least time between two such moves."""
     in_flight_per_replica: Annotated[int, Meta(ge=1, le=64)] = 2
     """Micro-batches in flight = this times the replicas of the least provisioned stage, times the stages."""
     deadline_own_factor: float = 4.0
@@ -153,6 +163,19 @@ class RoutingSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Passes one miner may hold at once."""
     flush: bool = False
     """Synchronous mode: k micro-batches are opened together, the next k when all of them came back."""
+
+    @property
+    def hold_s(self) -> float:
+        """How long an exchange is held open at most: so short that one lost call is made good before dead_after_s."""
+        return HOLD_SHARE * self.heartbeat_s
+
+    @property
+    def silence_problem(self) -> str | None:
+        """Why dead_after_s cannot work; None when it can."""
+        least_s = SILENCE_HEARTBEATS_MIN * self.heartbeat_s
+        if self.dead_after_s >= least_s:
+            return None
+        return f"{self.dead_after_s:g} s is below {least_s:g} s, {SILENCE_HEARTBEATS_MIN:g} heartbeats"
 
 
 class Tolerances(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

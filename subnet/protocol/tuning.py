@@ -68,6 +68,8 @@ class Merge(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     in_flight_per_replica: Annotated[int, Meta(ge=1, le=64)] | UnsetType = UNSET
     dead_after_s: Seconds | UnsetType = UNSET
+    rebalance_factor: Annotated[float, Meta(ge=1.25, le=100)] | UnsetType = UNSET
+    rebalance_after_s: Seconds | UnsetType = UNSET
     deadline_own_factor: Factor | UnsetType = UNSET
     deadline_stage_factor: Factor | UnsetType = UNSET
     deadline_floor_s: Seconds | UnsetType = UNSET
@@ -168,9 +170,8 @@ def _check(opening: RunSpec, spec: RunSpec) -> None:
     if spec.inner.lr_final > spec.inner.lr_peak:
         problem = f"{spec.inner.lr_final:g} is above inner.lr_peak {spec.inner.lr_peak:g}"
         raise ConfigError("inner.lr_final", problem, "give a smaller one, or a larger lr_peak")
-    if spec.routing.dead_after_s <= 2 * opening.routing.heartbeat_s:
-        problem = f"{spec.routing.dead_after_s:g} s is not above two heartbeats of {opening.routing.heartbeat_s:g} s"
-        raise ConfigError("routing.dead_after_s", problem, "honest miners would be taken for dead: give more")
+    if (silence := spec.routing.silence_problem) is not None:
+        raise ConfigError("routing.dead_after_s", silence, "honest miners would be taken for dead: give more")
 
 
 def is_tuned_from(opening: RunSpec, spec: RunSpec) -> bool:

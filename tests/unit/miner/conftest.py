@@ -148,7 +148,7 @@ class Script:
         if not self._work(message) and not drop and message.free_slots and not self.finished:
             self._poll = poll = asyncio.Event()
             try:
-                async with asyncio.timeout(SPEC.routing.heartbeat_s):
+                async with asyncio.timeout(SPEC.routing.hold_s):
                     await poll.wait()
             except TimeoutError:
                 pass

@@ -45,13 +45,13 @@ async def gated(host: Host) -> tuple[Any, GatedJournal]:
 
 
 async def test_a_blocked_journal_holds_everything_back(host: Host) -> None:
-    """1. The disk stalls for 20 s while a miner asks for work: no offer exists, no reply leaves, and the public
+    """1. The disk stalls for 15 s while a miner asks for work: no offer exists, no reply leaves, and the public
     status says what it said before. When the disk is back, the work is given."""
     run, journal = await gated(host)
     before, status = run.state_bytes(), run.service.status()
     journal.open.clear()
     asking = asyncio.create_task(run.exchange("one", free_slots=1))
-    await asyncio.sleep(20.0)
+    await asyncio.sleep(15.0)
     assert not asking.done() and run.state_bytes() == before and run.service.status() == status
     journal.open.set()
     (work,) = (await asking).work

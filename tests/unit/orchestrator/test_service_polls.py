@@ -41,12 +41,12 @@ async def test_new_work_answers_at_once(host: Host) -> None:
 
 
 async def test_the_heartbeat_answers_with_the_reason(host: Host) -> None:
-    """2. Nothing happens: after heartbeat_s the miner hears why it is idle and what to do."""
+    """2. Nothing happens: after 0.6 heartbeats the miner hears why it is idle and what to do."""
     run = await host()
     await run.join("one")
     began = now()
     reply = await run.exchange("one", free_slots=1)
-    assert now() - began == pytest.approx(run.spec.routing.heartbeat_s)
+    assert now() - began == pytest.approx(run.spec.routing.hold_s)
     assert (reply.work, reply.notice.reason) == ((), Reason.STAGE_EMPTY)
     assert "stage 1 has no live miner" in reply.notice.sentence and reply.notice.remedy
 
