@@ -16,7 +16,7 @@ from subnet.coordination.state import Deliver, DropEpoch, Effect, MergeRecord, M
 from subnet.merging import agreement, compression
 from subnet.protocol import keys
 from subnet.protocol.draw import choose
-from subnet.protocol.ids import Digest, Epoch, Hotkey, Phase, Values
+from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, Phase, Values
 from subnet.protocol.messages import ApplyWork, Source, SyncWork, Target, Work
 from subnet.protocol.reasons import Reason
 
@@ -35,7 +35,7 @@ def step(state: State, stage: StageState, merge: Merge, at: float) -> list[Effec
     unreadable = _unreadable(merge, {m.hotkey for m in holders})
     if unreadable is not None:
         return [Say(reducing.discard(state, stage, merge, unreadable))]
-    unable = {hotkey for source in merge.reduced.values() for hotkey in merge.unheeded.get(source.key, ())}
+    unable = {hotkey for one in merge.reduced.values() for hotkey in merge.unheeded.get(one.source.key, ())}
     members = [m for m in holders if m.hotkey not in unable]
     if not members:
         stage.sentence = "waiting for a miner: nobody is there to apply the merge"
@@ -57,12 +57,12 @@ def step(state: State, stage: StageState, merge: Merge, at: float) -> list[Effec
     return effects
 
 
-def _unreadable(merge: Merge, holders: set[Hotkey]) -> Hotkey | None:
-    """The owner of a reduced object that most of those who must read it cannot use, good as it may look."""
-    for hotkey, source in merge.reduced.items():
-        accusers = holders.intersection(merge.unheeded.get(source.key, ()))
+def _unreadable(merge: Merge, holders: set[Hotkey]) -> ItemId | None:
+    """A reduced object that most of those who must read it cannot use, good as it may look."""
+    for item, one in merge.reduced.items():
+        accusers = holders.intersection(merge.unheeded.get(one.source.key, ()))
         if 2 * len(accusers) > len(holders):
-            return hotkey
+            return item
     return None
 
 
@@ -163,6 +163,7 @@ def _turn_epoch(
     sentence = (
         f"merged {record.replicas} replicas, {record.batch} micro-batches, {record.shards} shards"
         f" ({record.agreed} agreed, {record.single} single, {record.lost} lost, {record.disputed} disputed)"
+        + (f", {record.handed_on} of them handed on" if record.handed_on else "")
     )
     line = phases.move(stage, Phase.TRAINING, at, Reason.OK, sentence)
     stage.epoch = Epoch(stage.epoch + 1)
@@ -185,7 +186,8 @@ def _turn_epoch(
 
 def _record(stage: StageState, merge: Merge, at: float) -> MergeRecord:
     digests = {index: source.digest if source else None for index, source in merge.recomputed.items()}
-    settlement = agreement.settle(merge.assignments, merge.reports, digests)
+    reports = merge.reports
+    settlement = agreement.settle(merge.assignments, reports, digests)
     return MergeRecord(
         epoch=stage.epoch,
         replicas=len(merge.manifest),
@@ -196,11 +198,12 @@ def _record(stage: StageState, merge: Merge, at: float) -> MergeRecord:
         lost=len(settlement.lost),
         disputed=len(merge.recomputing),
         faulty={hotkey: sorted(shards) for hotkey, shards in merge.faulty.items()},
-        disagreements=agreement.disagreements(merge.assignments, merge.reports),
+        disagreements=agreement.disagreements(merge.assignments, reports),
         closed_at=merge.closed_at,
         uploaded_at=stage.uploaded_at,
         reduced_at=stage.reduced_at,
         done_at=at,
+        handed_on=len(merge.handed_on),
     )
 
 

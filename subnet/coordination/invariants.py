@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from subnet.coordination.merge_state import Merge
+from subnet.coordination.merge_work import open_offers
 from subnet.coordination.routing import due
 from subnet.coordination.state import MicroBatch, Offer, StageState, State
 from subnet.protocol.ids import Pass, Phase
-from subnet.protocol.messages import PassWork
+from subnet.protocol.messages import PassWork, ReduceWork
 
 _STEPS = {Phase.UPLOADING: ("drain", "upload"), Phase.MERGING: ("reduce", "apply")}
 
@@ -107,7 +109,30 @@ def _stage(state: State, stage: StageState) -> Iterator[str]:
         yield f"stage {stage.stage} counts work of {set(stage.contributions) - here}, who are not there"
     if merge is None:
         return
-    if not set(merge.uploads) <= set(merge.weights) or set(merge.reports) != set(merge.reduced):
+    if not set(merge.uploads) <= set(merge.weights):
         yield f"the merge of stage {stage.stage} holds pieces that were not asked for"
+    yield from _shards(state, stage, merge)
     if not set(merge.applied) <= here:
         yield f"the merge of stage {stage.stage} counts replicas that are not there"
+
+
+def _shards(state: State, stage: StageState, merge: Merge) -> Iterator[str]:
+    """Reductions, in hand or reported, are of shards that their owner was given; no owner has the same shard twice."""
+    owners = {shard.index: asked for shard, asked in merge.assignments}
+    pieces = [(one.hotkey, index) for one in merge.reduced.values() for index in one.digests]
+    if merge.step == "reduce":
+        offers = open_offers(state, stage, ReduceWork)
+        pieces += [
+            (offer.hotkey, shard.index)
+            for offer in offers
+            if isinstance(offer.work, ReduceWork)
+            for shard in offer.work.shards
+        ]
+        if offers and merge.deadline > min(offer.deadline for offer in offers):
+            yield f"the merge of stage {stage.stage} would overlook that a reduction is late"
+    if any(hotkey not in owners.get(index, ()) for hotkey, index in pieces):
+        yield f"somebody reduces a shard of stage {stage.stage} that was not given to it"
+    if len(set(pieces)) != len(pieces):
+        yield f"somebody was given the same shard of stage {stage.stage} twice"
+    if any(len(asked) != len(set(asked)) for asked in owners.values()):
+        yield f"a shard of stage {stage.stage} names an owner twice"

@@ -10,7 +10,7 @@ import math
 
 from subnet.coordination import dossiers, members, reducing, routing
 from subnet.coordination.index import index_of
-from subnet.coordination.merge_state import Merge, Upload
+from subnet.coordination.merge_state import Merge, Reduced, Upload
 from subnet.coordination.passes import reject, verdict
 from subnet.coordination.state import CheckObject, Effect, Offer, StageState, State
 from subnet.merging import compression
@@ -99,8 +99,11 @@ def _reduced(state: State, merge: Merge, work: ReduceWork, done: ReduceDone, hot
         said = f"{len(done.shard_digests)} digests for {len(work.shards)} shards"
         return reject(state, done.item, Reason.MALFORMED, said, hotkey)
     digests = (Digest(digest) for digest in done.shard_digests)
-    merge.reports[hotkey] = {shard.index: digest for shard, digest in zip(work.shards, digests, strict=True)}
-    merge.reduced[hotkey] = _source(work.output, done.digest)
+    merge.reduced[work.item] = Reduced(
+        hotkey=hotkey,
+        source=_source(work.output, done.digest),
+        digests={shard.index: digest for shard, digest in zip(work.shards, digests, strict=True)},
+    )
     return verdict(done.item, "applied", Reason.OK, f"{len(work.shards)} shards reduced")
 
 
@@ -180,9 +183,9 @@ def _check(merge: Merge, key: ObjectKey) -> CheckObject | None:
     for hotkey, upload in merge.uploads.items():
         if upload.source.key == key and hotkey not in merge.excluded:
             return CheckObject(upload.source, upload.chunk_digests)
-    for hotkey, source in merge.reduced.items():
-        if source.key == key:
-            return CheckObject(source, ranges=tuple(reducing.ranges_of(merge, hotkey).values()))
+    for one in merge.reduced.values():
+        if one.source.key == key:
+            return CheckObject(one.source, ranges=tuple(reducing.ranges_of(merge, one).values()))
     return None
 
 
@@ -205,10 +208,10 @@ def checked(state: State, key: ObjectKey, reason: Reason) -> str:
         if upload.source.key == key and hotkey not in merge.excluded:
             _at_fault(state, hotkey, reason, f"pseudo-gradient {key} is bad")
             return reducing.restart(state, stage, merge, hotkey)
-    for hotkey, source in merge.reduced.items():
-        if source.key == key:
-            _at_fault(state, hotkey, reason, f"reduced shards {key} are bad")
-            return reducing.discard(state, stage, merge, hotkey)
+    for item, one in merge.reduced.items():
+        if one.source.key == key:
+            _at_fault(state, one.hotkey, reason, f"reduced shards {key} are bad")
+            return reducing.discard(state, stage, merge, item)
     return f"{key} is bad, and already left out"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from subnet.merging.butterfly import Assignment
-from subnet.protocol.ids import Digest, Hotkey
+from subnet.protocol.ids import Digest, Hotkey, ItemId
 from subnet.protocol.keys import ObjectKey
 from subnet.protocol.messages import ManifestEntry, MergedShard, RangeSource, Source
 
@@ -19,21 +19,28 @@ class Upload(Struct):
     chunk_digests: tuple[str, ...]
 
 
+class Reduced(Struct):
+    """The accepted answer to one piece of reduce work; an owner that was given more shards later has several."""
+
+    hotkey: Hotkey
+    source: Source
+    digests: dict[int, Digest]
+    """What its maker says of each shard, in the order in which they lie in the object."""
+
+
 class Merge(Struct):
     """A stage's merge in progress."""
 
     closed_at: float
     """When training closed."""
     deadline: float
-    """Of the current step."""
+    """Of the current step; while shards are reduced, of the piece of work that is due first."""
     next_rules: int = 0
     """Which of the run's RunSpecs the next epoch goes by; settled when training closed."""
     step: str = "drain"
     """drain, upload, reduce, apply."""
     attempt: int = 0
     """Grows whenever the step begins anew."""
-    assigned: int = 0
-    """How often shards were handed out."""
     weights: dict[Hotkey, int] = field(default_factory=dict)
     """B_m of the replicas asked to upload, frozen when they were asked."""
     uploads: dict[Hotkey, Upload] = field(default_factory=dict)
@@ -47,11 +54,24 @@ class Merge(Struct):
     """Owners whose copy of a shard was wrong."""
     manifest: tuple[ManifestEntry, ...] = ()
     assignments: tuple[Assignment, ...] = ()
-    reports: dict[Hotkey, dict[int, Digest]] = field(default_factory=dict)
-    reduced: dict[Hotkey, Source] = field(default_factory=dict)
+    """Each shard with everybody who was ever asked to reduce it."""
+    reduced: dict[ItemId, Reduced] = field(default_factory=dict)
+    handed: int = 0
+    """Pieces of reduce work that are open or answered, as of the last look: fewer now, and one has fallen away."""
+    handed_on: dict[int, int] = field(default_factory=dict)
+    """Shards that were given to others because no owner was left that had reduced them or still might, and how many
+    hand-outs of each a living owner had left unanswered."""
     recomputing: dict[int, int] = field(default_factory=dict)
     """Disputed shards, and the number under which the orchestrator was asked for each."""
     recomputed: dict[int, RangeSource | None] = field(default_factory=dict)
     shards: tuple[MergedShard, ...] = ()
     applied: dict[Hotkey, tuple[Digest, Digest]] = field(default_factory=dict)
     published: dict[Hotkey, tuple[Source, Source]] = field(default_factory=dict)
+
+    @property
+    def reports(self) -> dict[Hotkey, dict[int, Digest]]:
+        """Owner -> shard -> digest."""
+        found: dict[Hotkey, dict[int, Digest]] = {}
+        for one in self.reduced.values():
+            found.setdefault(one.hotkey, {}).update(one.digests)
+        return found

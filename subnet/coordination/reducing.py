@@ -1,26 +1,23 @@
-"""The reduction of a stage's merge: who reduces which shards, and which copy stands (ALGORITHMS 4).
+"""The reduction of a stage's merge: which copy of each shard stands, and when all that can be had is there.
 
 Law: no pseudo-gradient is readable before the manifest is closed; every shard has two owners where there are two
-replicas; copies are compared by digest and a difference is settled by the orchestrator's own reduction of that shard.
-A reduction nobody answered is handed out again; and none ends while an upload that it reads is looked at.
+replicas, and others where they fall away (`owners`); copies are compared by digest and a difference is settled by the
+orchestrator's own reduction of that shard. What was reduced stands, and none ends while an upload that it reads is
+looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from subnet.coordination import verdicts
-from subnet.coordination.merge_state import Merge
-from subnet.coordination.merge_work import give, item_id, next_number, open_offers, resume_training, withdraw_all
+from subnet.coordination import owners, routing, verdicts
+from subnet.coordination.merge_state import Merge, Reduced
+from subnet.coordination.merge_work import next_number, open_offers, resume_training, withdraw_all
 from subnet.coordination.state import Effect, RecomputeShard, StageState, State
 from subnet.merging import agreement, butterfly, compression, reduction
-from subnet.protocol import keys
-from subnet.protocol.ids import Hotkey, Values
-from subnet.protocol.messages import ApplyWork, ManifestEntry, MergedShard, RangeSource, ReduceWork, Target
+from subnet.protocol.ids import Hotkey, ItemId, Values
+from subnet.protocol.messages import ApplyWork, ManifestEntry, MergedShard, RangeSource, ReduceWork, Shard
 from subnet.protocol.reasons import Reason
-
-ASSIGNMENTS_MAX = 3
-"""Hand-outs of the same shards, where nobody reduced any, before they count as lost."""
 
 
 def _manifest(state: State, stage: StageState, merge: Merge) -> tuple[ManifestEntry, ...]:
@@ -46,15 +43,31 @@ def step(state: State, stage: StageState, merge: Merge, at: float) -> list[Effec
         stage.sentence = f"the orchestrator looks at {len(merge.checking)} objects that were complained about"
         return []
     waiting = open_offers(state, stage, ReduceWork)
-    if waiting and at < merge.deadline:
-        stage.sentence = f"{len(merge.reports)} of {len(merge.reports) + len(waiting)} shard owners have reduced"
-        return []
-    withdraw_all(state, stage, ReduceWork)
-    if not merge.reports and merge.assigned < ASSIGNMENTS_MAX:
-        merge.assignments, merge.attempt = (), merge.attempt + 1
-        return []
+    if at >= merge.deadline:
+        for late in [offer for offer in waiting if offer.deadline <= at]:
+            routing.withdraw(state, late.item)
+            waiting.remove(late)
+    effects: list[Effect] = []
+    if not waiting or len(waiting) + len(merge.reduced) < merge.handed:
+        effects, missing = owners.hand_on(state, stage, merge, waiting, at)
+        waiting = open_offers(state, stage, ReduceWork)
+        if missing and not waiting:
+            stage.sentence = f"waiting for a miner: nobody is there to reduce {missing} shards"
+            return effects
+    if waiting:
+        merge.handed = len(waiting) + len(merge.reduced)
+        merge.deadline = min(offer.deadline for offer in waiting)
+        stage.sentence = f"{len(merge.reduced)} of {merge.handed} reductions are in"
+        stage.sentence += f"; {len(merge.handed_on)} shards got other owners" if merge.handed_on else ""
+        return effects
+    return effects + _settle(state, stage, merge, at)
+
+
+def _settle(state: State, stage: StageState, merge: Merge, at: float) -> list[Effect]:
+    """All the copies are there that will come."""
+    reports = merge.reports
     digests = {index: source.digest if source else None for index, source in merge.recomputed.items()}
-    settlement = agreement.settle(merge.assignments, merge.reports, digests)
+    settlement = agreement.settle(merge.assignments, reports, digests)
     if settlement.disputed:
         fresh = [index for index in settlement.disputed if index not in merge.recomputing]
         merge.recomputing |= {index: next_number(state) for index in fresh}
@@ -95,59 +108,43 @@ def _name_faulty(state: State, stage: StageState, merge: Merge, faulty: Mapping[
 
 
 def _assign(state: State, stage: StageState, merge: Merge, at: float) -> list[Effect]:
-    live = {m.hotkey: m for m in state.replicas(stage.stage)}
-    owners = sorted(hotkey for hotkey in merge.uploads if hotkey in live and hotkey not in merge.excluded)
-    # who was proven to reduce wrongly gets no more of it while there is anybody else
-    owners = [h for h in owners if verdicts.forfeits_until(state, h) is None] or owners or sorted(live)
     merge.manifest = _manifest(state, stage, merge)
     if not merge.manifest:
         return resume_training(state, stage, at, "every pseudo-gradient was bad: the epoch goes on")
-    if not owners:
+    able = next((rank for rank in owners.able(state, stage, merge) if rank), None)
+    if able is None:
         stage.sentence = "waiting for a miner: nobody is there to reduce the shards"
         return []
-    count, spec = state.spec.stages[stage.stage].num_params, state.rules_of(stage.stage).merge
-    merge.assignments = butterfly.assign(state.secret(), stage.stage, stage.epoch, owners, count, spec.copies)
-    merge.deadline, merge.assigned = at + spec.reduce_deadline_s, merge.assigned + 1
-    effects: list[Effect] = []
-    for hotkey in owners:
-        shards = tuple(a.shard for a in merge.assignments if hotkey in a.owners)
-        if not shards:
-            continue
-        number = next_number(state)
-        key = keys.make(state.spec.run_id, stage.epoch, stage.stage, f"{hotkey}.{number}", keys.Kind.REDUCED)
-        size = compression.encoded_size(Values.FP32, sum(shard.length for shard in shards))
-        work = ReduceWork(
-            item=item_id("r", stage, number, hotkey),
-            stage=stage.stage,
-            epoch=stage.epoch,
-            manifest=merge.manifest,
-            shards=shards,
-            output=Target(key=key, size_bytes=size),
-            deadline_s=spec.reduce_deadline_s,
-        )
-        effects.append(give(state, stage, live[hotkey], work, at))
-    return effects
+    count, rules = state.spec.stages[stage.stage].num_params, state.rules_of(stage.stage).merge
+    merge.assignments = butterfly.assign(state.secret(), stage.stage, stage.epoch, able, count, rules.copies)
+    shares: dict[Hotkey, list[Shard]] = {}
+    for shard, asked in merge.assignments:
+        for hotkey in asked:
+            shares.setdefault(hotkey, []).append(shard)
+    merge.deadline, merge.handed = at + rules.reduce_deadline_s, len(shares)
+    return owners.give_shares(state, stage, merge, shares, at)
 
 
-def ranges_of(merge: Merge, owner: Hotkey) -> dict[int, RangeSource]:
-    """By shard: where in an owner's object its copy lies, and what the owner says of it."""
-    own = [a.shard for a in merge.assignments if owner in a.owners]
-    total, start, ranges = sum(shard.length for shard in own), 0, {}
-    for shard in own:
-        offset, size = compression.byte_range(Values.FP32, start, shard.length, total)
-        digest = merge.reports[owner][shard.index]
-        ranges[shard.index] = RangeSource(key=merge.reduced[owner].key, offset=offset, size_bytes=size, digest=digest)
-        start += shard.length
+def ranges_of(merge: Merge, one: Reduced) -> dict[int, RangeSource]:
+    """By shard: where in a reduced object it lies, and what the object's maker says of it."""
+    lengths = {a.shard.index: a.shard.length for a in merge.assignments}
+    total, start, ranges = sum(lengths[index] for index in one.digests), 0, {}
+    for index, digest in one.digests.items():
+        offset, size = compression.byte_range(Values.FP32, start, lengths[index], total)
+        ranges[index] = RangeSource(key=one.source.key, offset=offset, size_bytes=size, digest=digest)
+        start += lengths[index]
     return ranges
 
 
 def _merged_shards(merge: Merge, winners: dict[int, Hotkey | None]) -> tuple[MergedShard, ...]:
     """Where the right copy of each shard lies: in an owner's object, in the orchestrator's, or nowhere."""
-    copies = {owner: ranges_of(merge, owner) for owner in merge.reports}
+    copies = {
+        (one.hotkey, index): source for one in merge.reduced.values() for index, source in ranges_of(merge, one).items()
+    }
     merged = []
     for shard, _ in merge.assignments:
         winner = winners.get(shard.index)
-        source = copies[winner][shard.index] if winner is not None else merge.recomputed.get(shard.index)
+        source = copies[winner, shard.index] if winner is not None else merge.recomputed.get(shard.index)
         merged.append(MergedShard(shard=shard, source=source))
     return tuple(merged)
 
@@ -156,18 +153,18 @@ def restart(state: State, stage: StageState, merge: Merge, hotkey: Hotkey) -> st
     """An upload turned out to be bad: reduce again without it."""
     merge.excluded.append(hotkey)
     merge.attempt += 1
-    merge.assignments, merge.reports, merge.reduced = (), {}, {}
+    merge.assignments, merge.reduced, merge.handed, merge.handed_on = (), {}, 0, {}
     merge.recomputing, merge.recomputed = {}, {}
-    merge.checking, merge.unheeded, merge.assigned = {}, {}, 0
+    merge.checking, merge.unheeded = {}, {}
     return _again(state, stage, merge, "a bad pseudo-gradient was excluded: the shards are reduced again")
 
 
-def discard(state: State, stage: StageState, merge: Merge, hotkey: Hotkey) -> str:
-    """An owner's reduced object is of no use: settle its shards from the other copies."""
+def discard(state: State, stage: StageState, merge: Merge, item: ItemId) -> str:
+    """A reduced object is of no use: its shards are settled from the other copies, or others reduce them."""
     merge.attempt += 1
-    merge.checking.pop(merge.reduced[hotkey].key, None)
-    merge.unheeded.pop(merge.reduced[hotkey].key, None)
-    del merge.reports[hotkey], merge.reduced[hotkey]
+    key = merge.reduced.pop(item).source.key
+    merge.checking.pop(key, None)
+    merge.unheeded.pop(key, None)
     return _again(state, stage, merge, "a reduction was discarded: its shards are settled from the other copies")
 
 

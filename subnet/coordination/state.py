@@ -125,6 +125,8 @@ class MergeRecord(Struct):
     uploaded_at: float
     reduced_at: float
     done_at: float
+    handed_on: int = 0
+    """Shards that nobody would have reduced, had they not been given to others within the merge."""
 
 
 class StageState(Struct):

@@ -156,6 +156,7 @@ def merge_row(record: MergeRecord) -> dict[str, Any]:
         "single": record.single,
         "lost": record.lost,
         "disputed": record.disputed,
+        "handed_on": record.handed_on,
         "faulty": record.faulty,
         "disagreements": record.disagreements,
         "drain_s": record.uploaded_at - record.closed_at,

@@ -73,6 +73,7 @@ class Progress:
                     yield (
                         f"stage {stage.stage} merged epoch {merge.epoch}: {merge.shards} shards, "
                         f"{merge.agreed} agreed, {merge.single} single, {merge.lost} lost, {merge.disputed} disputed"
+                        + (f", {merge.handed_on} handed on" if merge.handed_on else "")
                     )
             before = self._phases.get(stage.stage)
             self._phases[stage.stage] = (stage.epoch, stage.phase)

@@ -33,6 +33,7 @@ class Merge(Struct):
     single: int = 0
     agreed: int = 0
     disputed: int = 0
+    handed_on: int = 0
 
 
 class StageStatus(Struct):

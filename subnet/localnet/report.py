@@ -140,7 +140,7 @@ def merges(state: State) -> dict[str, Any]:
     records = [(stage.stage, record) for stage in state.stages for record in stage.merges]
     totals = {
         name: sum(getattr(record, name) for _, record in records)
-        for name in ("shards", "lost", "single", "agreed", "disputed")
+        for name in ("shards", "lost", "single", "agreed", "disputed", "handed_on")
     }
     return {"count": len(records), **totals, "each": [_merge(stage, record) for stage, record in records]}
 
@@ -226,7 +226,8 @@ def summary(report: Mapping[str, Any], path: Path) -> list[str]:
         f"finished  {report['epochs']} epochs, {report['micro_batches']} micro-batches, {report['tokens']:,} tokens"
         f" in {report['wall_s']:.0f}s" + (f", {speed:,.0f} tokens/s while training" if speed else ""),
         f"merges    {merged['count']} merges, {merged['shards']} shards: {merged['agreed']} agreed, "
-        f"{merged['single']} single, {merged['lost']} lost, {merged['disputed']} disputed",
+        f"{merged['single']} single, {merged['lost']} lost, {merged['disputed']} disputed"
+        + (f", {merged['handed_on']} handed on to survivors" if merged["handed_on"] else ""),
         f"credit    every receipt of {len(report['miners'])} miners is in the ledger"
         if lost == 0
         else f"credit    {lost:.3f} work units of receipts are not in the ledger",

@@ -113,8 +113,9 @@ def _merges(status: Status) -> Text:
         name: sum(getattr(merge, name) for merge in merges)
         for name in ("shards", "agreed", "single", "lost", "disputed")
     }
-    shards = sums.pop("shards")
+    shards, handed_on = sums.pop("shards"), sum(merge.handed_on for merge in merges)
     said = f"{len(merges)} newest, {shards} shards: " + ", ".join(f"{count} {name}" for name, count in sums.items())
+    said += f", {handed_on} handed on" if handed_on else ""
     return _line("merges", said if merges else "none yet", BAD if sums["disputed"] else "")
 
 

@@ -10,12 +10,14 @@ So each base set loads all owners equally, and when there may be only n < C(N, r
 owners) the first n groups differ in load by at most r. A second draw says which group gets which shard.
 
 Law: any party with the epoch's secret computes the same assignment, whatever order it lists the owners in. Shards are
-block-aligned, not empty, and cover the vector exactly once; no group appears twice.
+block-aligned, not empty, and cover the vector exactly once; no group appears twice. Where owners fall away, `heirs`
+draws others in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import combinations, islice
 from math import comb
 from typing import NamedTuple
@@ -66,6 +68,44 @@ def _groups(num_owners: int, size: int) -> Iterator[tuple[int, ...]]:
             if group not in seen:
                 seen.add(group)
                 yield group
+
+
+class Orphan(NamedTuple):
+    """A shard that lacks owners."""
+
+    shard: Shard
+    barred: Collection[Hotkey]
+    """Who may not get it: it was asked before."""
+    wanted: int
+    """Owners to find, at most."""
+
+
+def heirs(
+    secret: bytes,
+    stage: int,
+    epoch: int,
+    attempt: int,
+    orphans: Iterable[Orphan],
+    loads: Mapping[Hotkey, tuple[int, int]],
+) -> dict[int, tuple[Hotkey, ...]]:
+    """New owners by shard index. `loads` gives each candidate's rank and the values it has to reduce already: the first
+    rank comes first, in it whoever has least to do, and among equals the draw decides."""
+    drawn = shuffled(secret, sorted(loads), "butterfly-heirs", stage, epoch, attempt)
+    queue = [(*loads[hotkey], place, hotkey) for place, hotkey in enumerate(drawn)]
+    heapify(queue)
+    found: dict[int, tuple[Hotkey, ...]] = {}
+    for shard, barred, wanted in orphans:
+        chosen: list[tuple[int, int, int, Hotkey]] = []
+        passed: list[tuple[int, int, int, Hotkey]] = []
+        while queue and len(chosen) < wanted:
+            entry = heappop(queue)
+            (passed if entry[3] in barred else chosen).append(entry)
+        for rank, values, place, hotkey in chosen:
+            heappush(queue, (rank, values + shard.length, place, hotkey))
+        for entry in passed:
+            heappush(queue, entry)
+        found[shard.index] = tuple(hotkey for *_, hotkey in chosen)
+    return found
 
 
 class LossCounts(NamedTuple):

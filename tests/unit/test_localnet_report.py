@@ -103,7 +103,7 @@ def test_merges_and_stalls_add_up() -> None:
     """4. What the stages waited for is told by its phase."""
     state = state_after(10)
     assert report.merges(state) | {"each": []} == {
-        "count": 1, "shards": 1, "lost": 0, "single": 1, "agreed": 0, "disputed": 0, "each": [],
+        "count": 1, "shards": 1, "lost": 0, "single": 1, "agreed": 0, "disputed": 0, "handed_on": 0, "each": [],
     }  # fmt: skip
     assert report.stalls(state) == {"uploading": 1.0, "merging": 2.5}
 

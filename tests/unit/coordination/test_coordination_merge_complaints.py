@@ -93,18 +93,18 @@ def test_every_upload_is_bad(worlds: Worlds) -> None:
 
 
 def test_a_false_complaint_about_an_upload(worlds: Worlds) -> None:
-    """4. The upload is good: who complained is noted, has reduced nothing, and the other copies stand."""
+    """4. The upload is good: who complained is noted and has reduced nothing; others make the second copies."""
     world = at_step(worlds, 3, "reduce")
     good = world.merge().uploads[Hotkey("b")].source
     world.exchange("a", failed(world.players["a"].the(m.ReduceWork), good.key))
     finish(world)
     (record,) = world.stage().merges
-    assert (record.replicas, record.single, record.agreed) == (3, 2, 1)
+    assert (record.replicas, record.single, record.agreed, record.handed_on) == (3, 0, 3, 0)
     assert world.miner("a").false_complaints == 1 and world.miner("b").faults == 0
 
 
 def test_a_reduced_object_is_bad(worlds: Worlds) -> None:
-    """5. Right digests over other bytes: all readers complain, its owner is named, the other copies are read."""
+    """5. Right digests over other bytes: all readers complain, its owner is named, others check the other copies."""
     world = at_step(worlds, 3, "apply")
     source = next(part.source for part in world.merge().shards if part.source is not None)
     owner = keys.parse(source.key).item.partition(".")[0]
@@ -117,7 +117,7 @@ def test_a_reduced_object_is_bad(worlds: Worlds) -> None:
     world.bad_objects[source.key] = Reason.BAD_DIGEST
     finish(world)
     (record,) = world.stage().merges
-    assert record.lost == 0 and record.single == 2
+    assert (record.lost, record.single, record.agreed) == (0, 0, 3)
     assert [world.miner(name).faults for name in "abc"] == [int(name == owner) for name in "abc"]
     assert all(world.miner(name).synced_epoch == 1 for name in readers), "nobody had to load anything"
 

@@ -40,18 +40,20 @@ def test_a_dead_owner_leaves_single_copies(worlds: Worlds) -> None:
     assert record.replicas == 5, "its upload counts"
 
 
-def test_two_dead_owners_lose_their_common_shard(worlds: Worlds) -> None:
-    """2. Both owners of a shard die: it stays as it was (no source), all others agree on everything else."""
+def test_two_dead_owners_do_not_lose_their_common_shard(worlds: Worlds) -> None:
+    """2. Both owners of a shard die: two survivors reduce it, and all the others that have a single copy, too."""
     world = one_stage(worlds, 5)
     world.to_step("reduce")
     common = next(a.shard for a in world.merge().assignments if set(a.owners) == {"d", "e"})
     del world.players["d"]
     del world.players["e"]
-    world.work_until(lambda: world.merge().step == "apply")
-    assert [part.shard for part in world.merge().shards if part.source is None] == [common]
+    world.work_until(lambda: bool(world.merge().handed_on))
+    assert list(world.merge().handed_on) == [common.index]
+    assert any("1 shards have no owner left (2 gone, 0 too late or failed): 2 replicas" in said for said in world.said)
     world.work_until(turned(world))
     (record,) = world.stage().merges
-    assert (record.lost, record.single, record.agreed) == loss_counts(5, 2)
+    assert (record.lost, record.single, record.agreed, record.handed_on) == (0, 0, 10, 1)
+    assert loss_counts(5, 2) == (1, 6, 3), "what the plain scheme leaves"
 
 
 def test_all_replicas_die_in_mid_merge(worlds: Worlds) -> None:
@@ -87,7 +89,7 @@ def test_owners_that_never_reduce(worlds: Worlds) -> None:
     world = one_stage(worlds, 2)
     world.to_step("reduce")
     world.idle(65.0)
-    assert world.merge().step == "apply" and world.merge().assigned == 3
+    assert world.merge().step == "apply" and world.merge().handed_on == {0: 2}
     for name in world.players:
         world.exchange(name)
     world.work_until(turned(world), limit_s=30.0)

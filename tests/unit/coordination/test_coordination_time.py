@@ -135,6 +135,9 @@ def test_what_was_asked_and_not_answered_is_asked_again(worlds: Worlds) -> None:
     world.do("b", world.players["b"].the(m.ReduceWork))
     c = world.players["c"].the(m.ReduceWork)
     world.do("c", c, shard_digests=tuple("f" * 64 for _ in c.shards))
+    for name in "bc":  # the second copies that the first one did not make
+        world.exchange(name)
+        world.do(name, world.players[name].the(m.ReduceWork))
     asked = list(world.errands)
     assert asked and all(isinstance(errand, RecomputeShard) for errand in asked)
     world.own(world.answer_to(asked[0]))
