@@ -137,6 +137,7 @@ class LocalnetConfig(Config, frozen=True, kw_only=True):
     kill_chain_every_s: Annotated[
         float, _about("kill the local chain (SIGKILL) at this interval once training began; 0: never", ge=0)
     ] = 0.0
+    kill_orchestrator_every_s: Annotated[float, _about("kill the orchestrator at this interval; 0: never", ge=0)] = 0.0
     config: Rules = ""
     restart_after_s: Annotated[float, _about("start a dead miner again after this time", ge=0)] = 5.0
     join_after_s: Annotated[float, _about("one more miner joins this long after training began; 0: never", ge=0)] = 0.0

@@ -45,6 +45,7 @@ class Crew:
         self.url = ""
         """Of the orchestrator, once it listens."""
         self.on_chain = OnChain(network="", netuid=0)
+        self._orchestrator_port = 0
 
     async def prepare(self) -> tuple[Participants, TextFacts]:
         """Identities, tokens, first parameters."""
@@ -88,21 +89,27 @@ class Crew:
         return await self._processes.start("chain-watch", ["-m", "subnet.localnet.chain_watch", *self._in_folder()])
 
     async def start_orchestrator(self) -> Child:
-        port = self._settings.port or bind()
-        self._folder.address.unlink(missing_ok=True)
-        options = ["--host", "127.0.0.1", "--port", str(port), "--epochs", str(self._settings.epochs)]
-        resume = ["--resume"] if self._resumed and self._folder.journal.exists() else []
-        if self._settings.config:
-            options += ["--config", self._settings.config]
-        child = await self._processes.start(
-            "orchestrator",
-            ["-m", "subnet.orchestrator", *self._in_folder(), *options, *self._subnet(), *resume, *self._level()],
-            **LEAN,
-            **OWN_JOURNAL,
-        )
+        """Its process, once it listens."""
+        self._orchestrator_port = self._settings.port or bind()
+        child = await self.start_orchestrator_again(resume=self._resumed)
         await self._listens(child, self._folder.address)
         self.url = str(msgspec.json.decode(self._folder.address.read_bytes())["url"])
         return child
+
+    async def start_orchestrator_again(self, *, resume: bool = True) -> Child:
+        """Its process, at the port that it had. It listens when there is orchestrator.json again."""
+        self._folder.address.unlink(missing_ok=True)
+        options = ["--host", "127.0.0.1", "--port", str(self._orchestrator_port)]
+        options += ["--epochs", str(self._settings.epochs)]
+        options += ["--resume"] if resume and self._folder.journal.exists() else []
+        if self._settings.config:
+            options += ["--config", self._settings.config]
+        return await self._processes.start(
+            "orchestrator",
+            ["-m", "subnet.orchestrator", *self._in_folder(), *options, *self._subnet(), *self._level()],
+            **LEAN,
+            **OWN_JOURNAL,
+        )
 
     async def start_miner(self, name: str, part: Part) -> Child:
         return await self._start_neuron("miner", name, "miners", self._folder.miner(name), part.flags)

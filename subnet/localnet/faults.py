@@ -29,6 +29,8 @@ class Fault(StrEnum):
     JOINED_LATE = "joined-late"
     CHAIN_KILLED = "chain-killed"
     CHAIN_DIED = "chain-died"
+    ORCHESTRATOR_KILLED = "orchestrator-killed"
+    ORCHESTRATOR_DIED = "orchestrator-died"
 
 
 # ---- miners ----------------------------------------------------------------------------------------------------------

@@ -17,10 +17,12 @@ from subnet import config
 from subnet.localnet import public_status, report
 from subnet.localnet.cast import introductions
 from subnet.localnet.chain_keeper import ChainKeeper
-from subnet.localnet.crew import Crew, LaunchFailed, failure
+from subnet.localnet.crew import Crew, LaunchFailed
 from subnet.localnet.faults import ChainFaultPlan, FaultPlan
 from subnet.localnet.folder import RunFolder, late_miner_name, validator_names
 from subnet.localnet.miner_keeper import MinerKeeper
+from subnet.localnet.orchestrator_faults import OrchestratorFaultPlan
+from subnet.localnet.orchestrator_keeper import OrchestratorKeeper
 from subnet.localnet.plan import Plan
 from subnet.localnet.processes import Child, Processes, ended
 from subnet.localnet.screen import Screen
@@ -56,7 +58,9 @@ class LocalNet:
         )
         self._miners = MinerKeeper(self._settings, self._crew, faults)
         self._chain = ChainKeeper(plan.folder, self._crew, ChainFaultPlan(self._settings.kill_chain_every_s))
-        self._orchestrator: Child | None = None
+        self._orchestrator = OrchestratorKeeper(
+            plan.folder, self._crew, OrchestratorFaultPlan(self._settings.kill_orchestrator_every_s)
+        )
         self._validators: list[Child] = []
         self._names: dict[str, str] = {}
         """Everybody's names by hotkey."""
@@ -95,7 +99,7 @@ class LocalNet:
         on_chain, said = await self._chain.start()
         self._lines(said)
         self._line(f"subnet {on_chain.netuid} on the local chain at {on_chain.network}")
-        self._orchestrator = await self._crew.start_orchestrator()
+        await self._orchestrator.start()
         self._line(f"orchestrator at {self._crew.url}; {self._settings.miners} miners start on {self._settings.device}")
         self._lines(introductions(self._miners.parts))
         await self._miners.start()
@@ -117,17 +121,19 @@ class LocalNet:
                 waited_s = self._runtime.now() - finished_at
                 last = any(evaluation.epoch >= self._settings.epochs for evaluation in status.evaluations)
                 self._miners.plan.run_finished()
+                self._orchestrator.plan.run_finished()
                 if last or waited_s > LAST_EVALUATION_TIMEOUT_S or not self._evaluates():
                     return
             else:
                 self._lines(self._chain.inject(self._elapsed_s()))
+                self._lines(self._orchestrator.inject(self._elapsed_s()))
                 self._lines(await self._miners.inject(self._elapsed_s()))
             await self._runtime.sleep(POLL_S)
 
     async def _look(self) -> public_status.Status | None:
         """Read the public status and show it, with the chain's reading; None when the orchestrator does not answer.
 
-        Raises LaunchFailed when there is no orchestrator or no chain any more.
+        Raises LaunchFailed when there is no orchestrator or no chain to be had any more.
         """
         status = await public_status.fetch(self._crew.url)
         now_s = self._elapsed_s()
@@ -135,8 +141,7 @@ class LocalNet:
         if status is not None:
             self._note(status)
             self._lines(self._screen.show(status, self._names, now_s, self._chain.subnet))
-        if self._orchestrator is not None and self._orchestrator.exit_code is not None:
-            raise failure(self._orchestrator)
+        self._lines(await self._orchestrator.look(now_s, status.micro_batches if status is not None else None))
         return status
 
     def _note(self, status: public_status.Status) -> None:
@@ -145,6 +150,7 @@ class LocalNet:
             self._trained_before = status.micro_batches if self._plan.resumed else 0
         if status.micro_batches > self._trained_before:
             self._chain.plan.training_began(now_s)
+            self._orchestrator.plan.training_began(now_s)
             self._miners.plan.training_began(now_s)
             if self._facts.first_micro_batch_s is None:
                 self._facts.first_micro_batch_s = round(now_s, 1)
@@ -174,7 +180,7 @@ class LocalNet:
     async def _stop(self, leave_s: float) -> None:
         """Miners and validators first, so that their last words are heard; then the orchestrator, then the chain."""
         self._screen.close()
-        vital = [child for child in (self._orchestrator, *self._chain.children) if child is not None]
+        vital = [*self._orchestrator.children, *self._chain.children]
         others = [child for child in self._processes.running() if child not in vital]
         if leave_s:
             await ended([child for child in others if child not in self._validators], leave_s)
@@ -185,6 +191,7 @@ class LocalNet:
         self._facts.wall_s = round(self._elapsed_s(), 1)
         self._facts.rss_peak_bytes = self._processes.rss_peak_bytes
         self._facts.faults, self._facts.chain_faults = self._miners.plan.records, self._chain.plan.records
+        self._facts.orchestrator_faults = self._orchestrator.plan.records
         path = Path(self._settings.report).expanduser().absolute()
         if self._settings.sample:
             self._facts.sample = await self._crew.sample()

@@ -20,6 +20,7 @@ from subnet.coordination.state import MergeRecord, State
 from subnet.localnet import pay_report
 from subnet.localnet.faults import ChainFaultRecord, Fault, FaultRecord
 from subnet.localnet.folder import RunFolder, TextFacts
+from subnet.localnet.orchestrator_faults import OrchestratorFaultRecord
 from subnet.localnet.plan import Plan
 from subnet.localnet.record import fold, written_bytes
 from subnet.miner.receipts import RECEIPTS_FILE, credited, load_receipts
@@ -38,6 +39,7 @@ class LaunchFacts(Struct):
     """By process name."""
     faults: list[FaultRecord] = field(default_factory=list)
     chain_faults: list[ChainFaultRecord] = field(default_factory=list)
+    orchestrator_faults: list[OrchestratorFaultRecord] = field(default_factory=list)
     sample: str = ""
 
 
@@ -196,18 +198,22 @@ def incidents(state: State, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def faults(facts: LaunchFacts) -> dict[str, Any]:
-    """Kills on purpose are counted, of miners and of the chain; other deaths and late joiners are listed beside them.
+    """Kills on purpose are counted, of miners, chain and orchestrator; other deaths and late joiners are listed only.
 
-    A miner's death is survived when training went on, the chain's when blocks went on and weights were set after it.
+    A miner's or the orchestrator's death is survived when training went on, the chain's when blocks went on and weights
+    were set after it.
     """
     kills = [record for record in facts.faults if record.fault is Fault.KILLED]
     chain_kills = [record for record in facts.chain_faults if record.fault is Fault.CHAIN_KILLED]
+    host_kills = [one for one in facts.orchestrator_faults if one.fault is Fault.ORCHESTRATOR_KILLED]
+    each = (*facts.faults, *facts.chain_faults, *facts.orchestrator_faults)
     return {
-        "injected": len(kills) + len(chain_kills),
-        "survived": sum(one.survived for one in kills) + sum(one.survived for one in chain_kills),
+        "injected": len(kills) + len(chain_kills) + len(host_kills),
+        "survived": sum(one.survived for one in (*kills, *chain_kills, *host_kills)),
         "credited_again": sum(record.credited_again_at_s is not None for record in kills),
         "chain_killed": len(chain_kills),
-        "each": [msgspec.to_builtins(record) for record in (*facts.faults, *facts.chain_faults)],
+        "orchestrator_killed": len(host_kills),
+        "each": [msgspec.to_builtins(record) for record in each],
     }
 
 

@@ -20,12 +20,12 @@ from loguru import logger
 from subnet import config, telemetry
 from subnet.chain.subtensor import SubtensorChain
 from subnet.config import OrchestratorConfig
-from subnet.coordination.state import State
 from subnet.errors import ConfigError
 from subnet.orchestrator import anchoring, registrations, tuning
 from subnet.orchestrator.anchoring import Publisher
 from subnet.orchestrator.errands import patiently
-from subnet.orchestrator.service import Service, read_state
+from subnet.orchestrator.restoring import Restored, restore
+from subnet.orchestrator.service import Service
 from subnet.protocol import tuning as protocol_tuning
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import Envelope, RunOpened, RunResumed
@@ -72,7 +72,7 @@ def announce(folder: Path, url: str, public: tuple[str, ...], hotkey: str) -> No
 
 
 class Host:
-    """The parts of one hosted run. `state` is what its journal leads to; None for a new run."""
+    """The parts of one hosted run. `restored` is what its journal leads to; None for a new run."""
 
     def __init__(
         self,
@@ -81,17 +81,19 @@ class Host:
         runtime: Runtime,
         opened: RunOpened,
         journal: SqlJournal,
-        state: State | None,
+        restored: Restored | None,
     ) -> None:
         self._settings, self._keypair, self._runtime = settings, keypair, runtime
-        self._opened, self._state = opened, state
+        self._opened, self._state = opened, restored.state if restored is not None else None
         self._hotkey, self._folder = Hotkey(keypair.ss58_address), Path(settings.run_dir)
         self._store = FileObjectStore(
             self._folder / "objects", "", runtime.random_bytes(GRANT_SECRET_BYTES), runtime.now
         )
         named = settings.network != ""
         self._chain = SubtensorChain(settings.network, settings.netuid, keypair, runtime) if named else None
-        self._service = Service(journal, self._store, runtime, self._hotkey, state, chain=self._chain)
+        self._service = Service(
+            journal, self._store, runtime, self._hotkey, restored, chain=self._chain, snapshots=journal.snapshots
+        )
         self._server = ControlServer(self._service, self._store, keypair, runtime.now)
 
     async def run(self) -> None:
@@ -101,6 +103,9 @@ class Host:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._service.run(lambda: self._begin(group, is_owner)))
                 group.create_task(self._server.failure())
+        except asyncio.CancelledError:
+            await self._service.snapshot()
+            raise
         finally:
             await self._server.stop()
             self._store.close()
@@ -184,13 +189,17 @@ async def host(settings: OrchestratorConfig, keypair: Keypair, runtime: Runtime)
         journal = await SqlJournal.open(url)
         try:
             await check_ours(journal, Hotkey(keypair.ss58_address))
-            state = await read_state(journal)
-            if state is not None and not settings.resume:
+            if not settings.resume and await journal.last() is not None:
                 raise ConfigError("--run-dir", "its journal already holds a run", "continue it with --resume")
+            began_at = runtime.now()
+            restored = await restore(journal, journal.snapshots)
+            if restored is not None:
+                took_s = runtime.now() - began_at
+                logger.info("restored in {:.1f} s: {}", took_s, restored.sentence)
             if settings.config:
                 # a mistake stops the start before anything is journaled
                 protocol_tuning.tuned(opened.spec, protocol_tuning.parse(tuning.read(Path(settings.config))), 2)
-            await Host(settings, keypair, runtime, opened, journal, state).run()
+            await Host(settings, keypair, runtime, opened, journal, restored).run()
         finally:
             await journal.close()
 

@@ -8,16 +8,16 @@ and a head.
 
 from __future__ import annotations
 
-import msgspec
+from msgspec import Struct
 
 from subnet.coordination.state import State
-from subnet.protocol.messages import Envelope, Message, OwnRecord, SecretDrawn
+from subnet.protocol.ids import Digest
+from subnet.protocol.messages import Message, OwnRecord, SecretDrawn
 from subnet.protocol.public import PAGE_BYTES_MAX, PAGE_RECORDS_MAX, PublicPage, PublicRecord, opened, sealed
 from subnet.storage.base import GENESIS_HEAD, Journal, JournalRecord
 
 _READ_RECORDS = 50
 """Read from the journal at once: records may be large, and a page is bounded in bytes."""
-_SECRET_TAG = str(SecretDrawn.__struct_config__.tag).encode()
 
 
 def live_secret(state: State) -> str:
@@ -25,12 +25,28 @@ def live_secret(state: State) -> str:
     return state.secrets[max(state.secrets)] if state.secrets else ""
 
 
-class Publication:
-    """Fed with every record in order, after the state has taken it."""
+class Published(Struct, frozen=True):
+    """Where a publication has come to."""
 
-    def __init__(self) -> None:
-        self._secret = self._open_to = 0
-        self._index, self._head = -1, GENESIS_HEAD
+    secret: int = 0
+    """The record of the live secret; 0 before the first."""
+    open_to: int = 0
+    """The first record after the latest end of the run."""
+    index: int = -1
+    """Of the newest record."""
+    head: Digest = GENESIS_HEAD
+
+
+class Publication:
+    """Fed with every record in order, after the state has taken it; `at` is where an earlier process had come to."""
+
+    def __init__(self, at: Published | None = None) -> None:
+        at = at or Published()
+        self._secret, self._open_to, self._index, self._head = at.secret, at.open_to, at.index, at.head
+
+    @property
+    def at(self) -> Published:
+        return Published(self._secret, self._open_to, self._index, self._head)
 
     @property
     def sealed_from(self) -> int:
@@ -44,16 +60,6 @@ class Publication:
             self._secret = record.index
         if finished:
             self._open_to = record.index + 1
-
-    async def restore(self, journal: Journal, live: str, finished: bool) -> None:
-        """Find the live secret in a journal that was written before: from its end backwards, an epoch at most."""
-        last = await journal.last()
-        if last is None:
-            return
-        self._secret = await _find_secret(journal, last.index + 1, live)
-        self._index, self._head = last.index, last.head
-        if finished:
-            self._open_to = last.index + 1
 
     async def page(self, journal: Journal, start: int, limit: int) -> PublicPage:
         """Up to `limit` records from index `start` on, fewer when they are large. Raises Unavailable."""
@@ -79,16 +85,3 @@ def _public(record: JournalRecord, sealed_from: int) -> PublicRecord:
     if record.index < sealed_from:
         return opened(record.index, record.head, record.body)
     return sealed(record.index, record.head)
-
-
-async def _find_secret(journal: Journal, end: int, live: str) -> int:
-    """Where the live secret was drawn, or the newest one when none is live; 0 when there is none: nothing is public."""
-    decode = msgspec.json.Decoder(Envelope).decode
-    while end > 0:
-        start = max(0, end - _READ_RECORDS)
-        for record in reversed(await journal.read(start, end - start)):
-            message = decode(record.body).message if _SECRET_TAG in record.body else None
-            if isinstance(message, SecretDrawn) and live in ("", message.secret):
-                return record.index
-        end = start
-    return 0

@@ -24,6 +24,7 @@ from subnet.coordination.status import status
 from subnet.errors import InvariantViolation, Unavailable
 from subnet.orchestrator import errands, grants
 from subnet.orchestrator.publication import Publication, live_secret
+from subnet.orchestrator.restoring import SNAPSHOT_EVERY, Restored, Snapshooter
 from subnet.protocol.ids import Hotkey
 from subnet.protocol.messages import (
     Envelope,
@@ -43,13 +44,12 @@ from subnet.protocol.messages import (
 )
 from subnet.protocol.reasons import REMEDY, Reason
 from subnet.runtime import Runtime
-from subnet.storage.base import Journal, JournalRecord, ObjectStore
+from subnet.storage.base import Journal, JournalRecord, ObjectStore, Snapshots
 
 TICK_S = 0.25
 REFUSALS_FLUSHED_EVERY = 4
 """Ticks between two records of refusals: a flood becomes one record a second and reason."""
 QUEUE_MAX = 10_000
-READ_PAGE = 1000
 
 
 class _Pending(NamedTuple):
@@ -67,23 +67,8 @@ class _Held(NamedTuple):
     """True: answer from the state; False: a newer exchange of the same hotkey took its place."""
 
 
-async def read_state(journal: Journal) -> State | None:
-    """Fold a journal page by page; None when it is empty."""
-    decoder = msgspec.json.Decoder(Envelope)
-    state, start = None, 0
-    while page := await journal.read(start, READ_PAGE):
-        for record in page:
-            envelope = decoder.decode(record.body)
-            if state is None:
-                state = machine.open_run(envelope)
-            else:
-                machine.handle(state, envelope)
-        start = page[-1].index + 1
-    return state
-
-
 class Service:
-    """The run's `ControlHandler`. `hotkey` is the orchestrator's own; `state` None opens the run with `opening`."""
+    """The run's `ControlHandler`. `hotkey` is the orchestrator's own; `restored` None: the run is new."""
 
     def __init__(
         self,
@@ -91,12 +76,20 @@ class Service:
         store: ObjectStore,
         runtime: Runtime,
         hotkey: Hotkey,
-        state: State | None = None,
+        restored: Restored | None = None,
         on_said: Callable[[str], None] | None = None,
         chain: Chain | None = None,
+        snapshots: Snapshots | None = None,
+        snapshot_every: int = SNAPSHOT_EVERY,
     ) -> None:
         self._journal, self._store, self._runtime, self._hotkey = journal, store, runtime, hotkey
-        self._state, self._chain = state, chain
+        self._chain = chain
+        self._state = restored.state if restored is not None else None
+        self._publication = restored.publication if restored is not None else Publication()
+        at = restored.snapshot_index if restored is not None else -1
+        self._snapshooter = Snapshooter(snapshots, runtime, snapshot_every, at) if snapshots is not None else None
+        self._is_whole = True
+        """Whether the state is that after the last record of the publication: not in the middle of a decision."""
         self._queue: asyncio.Queue[_Pending] = asyncio.Queue(QUEUE_MAX)
         self._writing: list[_Pending] = []
         self._ended = False
@@ -106,7 +99,6 @@ class Service:
         self._status: tuple[int, bytes] = (-1, b"")
         self.newest: JournalRecord | None = None
         """The last record that this process has written."""
-        self._publication = Publication()
         self._said = on_said or (lambda line: logger.info("{}", line))
 
     @property
@@ -122,9 +114,6 @@ class Service:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                if self._state is not None:
-                    state = self._state
-                    await self._publication.restore(self._journal, live_secret(state), finished(state))
                 group.create_task(self._write())
                 await begin()
                 await self._tick()
@@ -172,14 +161,22 @@ class Service:
                 envelopes.append(Envelope(sender=pending.sender, at=at, message=pending.message))
             records = await self._journal.append([encode(envelope) for envelope in envelopes])
             for pending, envelope, record in zip(batch, envelopes, records, strict=True):
-                self.newest = record
+                self.newest, self._is_whole = record, False
                 decision = self._decide(envelope)
                 self._publication.note(record, envelope.message, live_secret(self.state), finished(self.state))
+                self._is_whole = True
                 if not pending.done.done():
                     pending.done.set_result((decision, record))
             if self._state is not None and finished(self._state):
                 for hotkey in list(self._held):
                     self._wake(hotkey, True)
+            if self._snapshooter is not None and self._snapshooter.is_due(records[-1].index) and self._group:
+                self._group.create_task(self._snapshooter.take(self.state, self._publication))
+
+    async def snapshot(self) -> None:
+        """A last one, once `run` was cancelled: the next process has nothing to fold."""
+        if self._snapshooter is not None and self._state is not None and self._is_whole:
+            await self._snapshooter.take(self._state, self._publication)
 
     def _decide(self, envelope: Envelope) -> machine.Decision | None:
         if self._state is None:

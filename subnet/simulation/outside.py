@@ -61,7 +61,10 @@ class Door:
             request = _decode_request(_encode(request))
         except msgspec.ValidationError as error:
             raise PeerFault(Reason.MALFORMED, str(error)) from None
-        return _reply_decoder.decode(_encode(await service.handle(sender, request)))
+        reply = await service.handle(sender, request)
+        if service is not self.service:  # its process is gone, whatever it was about to say
+            raise Unavailable("the line broke off")
+        return _reply_decoder.decode(_encode(reply))
 
     async def refuse(self, refused: m.Refused) -> m.Reply:
         return await self._open().refuse(refused)

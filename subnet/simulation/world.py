@@ -29,14 +29,15 @@ from subnet.merging.shards import ShardReduction
 from subnet.miner.miner import Miner, data_path
 from subnet.model.trainer import Trainer
 from subnet.orchestrator import registrations
-from subnet.orchestrator.service import Service, read_state
+from subnet.orchestrator.restoring import restore
+from subnet.orchestrator.service import Service
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey, Stage, Values
 from subnet.protocol.run_spec import RunSpec
 from subnet.simulation.opening import open_run
 from subnet.simulation.outside import Door, PacedRuntime, Participant, WatchedJournal
 from subnet.storage.base import JournalRecord
-from subnet.storage.memory import MemoryObjectStore
+from subnet.storage.memory import MemoryObjectStore, MemorySnapshots
 from subnet.transport.base import ControlClient, ObjectClient
 from subnet.transport.memory import MemoryControlClient, MemoryJournalReader, MemoryObjectClient
 from subnet.validator.follower import Follower
@@ -49,6 +50,8 @@ VALIDATOR = Hotkey("validator")
 BLOCK_S = 1.0
 TEMPO_BLOCKS = 5
 EVALUATED_TOKENS = 512
+SNAPSHOT_EVERY = 50
+"""Records: every restart of a world goes by a snapshot."""
 
 _decode_envelope = msgspec.json.Decoder(m.Envelope).decode
 
@@ -60,6 +63,8 @@ class World:
         self.spec = spec
         self.miners: dict[Hotkey, Participant] = {}
         self.records: list[JournalRecord] = []
+        self.snapshots = MemorySnapshots()
+        self.service_type: type[Service] = Service
         self.said: list[str] = []
         """What the orchestrator told its operator."""
         self.door = Door()
@@ -103,24 +108,31 @@ class World:
         """Open the run, or go on with its journal as a new process does."""
         self._hosts += 1
         journal, runtime = WatchedJournal(self.records, self._grown), self._runtime(f"orchestrator {self._hosts}")
-        state = await read_state(journal)
+        restored = await restore(journal, self.snapshots)
         chain = MemoryChain(self.ledger, ORCHESTRATOR)
-        service = Service(journal, self.store, runtime, ORCHESTRATOR, state, self.said.append, chain)
+        said, every = self.said.append, SNAPSHOT_EVERY
+        service = self.service_type(
+            journal, self.store, runtime, ORCHESTRATOR, restored, said, chain, self.snapshots, every
+        )
         begun = asyncio.Event()
 
         async def begin() -> None:
-            if state is None:
+            if restored is None:
                 target = self._target_epochs
                 opening = await open_run(
                     self.spec, self._text, self.store, target_epochs=target, evaluators=(VALIDATOR,)
                 )
                 await service.open(opening)
             else:
-                await service.submit(m.RunResumed(target_epochs=state.target_epochs))
+                await service.submit(m.RunResumed(target_epochs=restored.state.target_epochs))
             begun.set()
 
-        self._host = self._group.create_task(service.run(begin))
-        await begun.wait()
+        self._host = host = self._group.create_task(service.run(begin))
+        begins = asyncio.create_task(begun.wait())
+        await asyncio.wait([begins, host], return_when=asyncio.FIRST_COMPLETED)
+        if self._host is not host:  # it was stopped before it listened
+            begins.cancel()
+            return
         if self.spec.audit.rate > 0:
             self._watch = self._group.create_task(registrations.watch_chain(chain, service, runtime))
         self._service = self.door.service = service
@@ -131,6 +143,7 @@ class World:
         for task in (self._host, self._watch):
             if task is not None:
                 task.cancel()
+        self._host = self._watch = None
 
     async def start(
         self,

@@ -1,8 +1,9 @@
-"""Seams of the data and record planes: the object store and the journal.
+"""Seams of the data and record planes: the object store, the journal and the snapshots of what it leads to.
 
 Law: objects live at slot-addressed keys (`protocol.keys`); miners never hold store credentials, they get URLs that
 allow one method on one key, of one exact size, for a short time. The journal is append-only and hash-chained; whoever
-holds its head can tell whether any earlier record was changed.
+holds its head can tell whether any earlier record was changed. A snapshot is a short cut and nothing more: whoever
+lacks one folds the journal.
 """
 
 from __future__ import annotations
@@ -88,6 +89,31 @@ class Journal(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Snapshot(NamedTuple):
+    """What the journal up to and including one record leads to, by certain rules."""
+
+    index: int
+    """Of the last record that is in it."""
+    head: Digest
+    """After that record: it binds the run and everything before."""
+    rules: Digest
+    """Of the code that made it: other code may fold the same journal to something else."""
+    body: bytes
+
+
+class Snapshots(Protocol):
+    """The newest few snapshots of one journal. Raises Unavailable when they cannot be reached."""
+
+    async def newest(self, index: int) -> Snapshot | None:
+        """The newest one at or below `index`."""
+        ...
+
+    async def put(self, snapshot: Snapshot, keep: int) -> None:
+        """Add it as the newest one and keep `keep` in all: that or nothing. One at its index or above is dropped: it is
+        of records that the journal does not hold any more."""
+        ...
 
 
 _VERIFY_PAGE = 1000

@@ -1,4 +1,4 @@
-"""Object store and journal in memory: for tests and the simulation, with the behaviour of the real ones.
+"""Object store, journal and snapshots in memory: for tests and the simulation, with the behaviour of the real ones.
 
 Law: nothing here knows a file, a socket or a clock of its own. The store is also an `ObjectEndpoint`, so its
 `memory://` URLs are checked exactly as the file store's are.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from subnet.errors import InvariantViolation
 from subnet.protocol.keys import ObjectKey, parse
-from subnet.storage.base import GENESIS_HEAD, JournalRecord, check_prefix, next_head
+from subnet.storage.base import GENESIS_HEAD, JournalRecord, Snapshot, check_prefix, next_head
 from subnet.storage.grants import GrantedStore
 
 
@@ -72,3 +72,20 @@ class MemoryJournal:
 
     async def close(self) -> None:
         pass
+
+
+class MemorySnapshots:
+    """In a dict. Two over one dict are what two processes see one after the other."""
+
+    def __init__(self, kept: dict[int, Snapshot] | None = None) -> None:
+        self._kept = {} if kept is None else kept
+
+    async def newest(self, index: int) -> Snapshot | None:
+        found = max((at for at in self._kept if at <= index), default=None)
+        return None if found is None else self._kept[found]
+
+    async def put(self, snapshot: Snapshot, keep: int) -> None:
+        below = sorted(index for index in self._kept if index < snapshot.index)
+        kept = {index: self._kept[index] for index in below[max(0, len(below) - keep + 1) :]}
+        self._kept.clear()
+        self._kept.update(kept | {snapshot.index: snapshot})

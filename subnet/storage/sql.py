@@ -1,6 +1,7 @@
-"""The journal in a SQL database through SQLAlchemy Core: SQLite by default, PostgreSQL by the same code.
+"""Journal and snapshots in a SQL database through SQLAlchemy Core: SQLite by default, PostgreSQL by the same code.
 
     journal(index primary key, head, body)
+    snapshot(index primary key, head, rules, body)
 
 Law: append-only, hash-chained by `base.next_head`, one writer. The primary key is the lock: a second writer's record
 collides with the first's and stops whoever comes later. An append is one transaction, and a caller that is cancelled
@@ -9,7 +10,8 @@ cannot tear it. When a commit's fate is unknown, the next append finds out befor
 Durability. SQLite runs in WAL mode with synchronous=NORMAL: a commit survives the death of the process at any moment,
 without a disk flush for each of some hundred appends a second. A power cut may lose the last commits, never the chain
 before them: what is left is a valid, shorter journal, and the receipts miners hold and the anchored head show what is
-missing. PostgreSQL flushes each commit (synchronous_commit, its default).
+missing; a snapshot is written after the records in it, so it cannot outlive them. PostgreSQL flushes each commit
+(synchronous_commit, its default).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from sqlalchemy import Column, Integer, LargeBinary, MetaData, Select, String, Table, event, insert, select
+from sqlalchemy import Column, Integer, LargeBinary, MetaData, Select, String, Table, delete, event, insert, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlchemyError
@@ -28,18 +30,27 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from subnet.errors import ConfigError, InvariantViolation, Unavailable
 from subnet.protocol.ids import Digest
-from subnet.storage.base import GENESIS_HEAD, JournalRecord, next_head
+from subnet.storage.base import GENESIS_HEAD, JournalRecord, Snapshot, next_head
 
 _TAIL = 100
 """Records whose chain is checked at opening; `base.verify_chain` checks all."""
 _BUSY_TIMEOUT_MS = 5_000
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
+_TABLES = MetaData()
 _JOURNAL = Table(
     "journal",
-    MetaData(),
+    _TABLES,
     Column("index", Integer, primary_key=True, autoincrement=False),
     Column("head", String(64), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+_SNAPSHOT = Table(
+    "snapshot",
+    _TABLES,
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    Column("head", String(64), nullable=False),
+    Column("rules", String(64), nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
 _INDEX = _JOURNAL.c.index
@@ -56,6 +67,8 @@ class SqlJournal:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._writing = asyncio.Lock()
+        self.snapshots = SqlSnapshots(engine, self._writing)
+        """Of this journal, in the same database."""
         self._count, self._head = 0, GENESIS_HEAD
         self._uncertain = False
 
@@ -68,7 +81,7 @@ class SqlJournal:
         journal = cls(_engine(url))
         try:
             async with journal._engine.begin() as connection:
-                await connection.run_sync(_JOURNAL.metadata.create_all)
+                await connection.run_sync(_TABLES.create_all)
             await journal._check_tail()
         except (SQLAlchemyError, OSError, Unavailable) as error:
             await journal.close()
@@ -92,7 +105,7 @@ class SqlJournal:
         return records[0] if records else None
 
     async def close(self) -> None:
-        """Waits for an append under way."""
+        """Waits for what is being written."""
         async with self._writing:
             await self._engine.dispose()
 
@@ -147,6 +160,36 @@ class SqlJournal:
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable(f"the journal cannot be read ({_brief(error)})") from None
         return [JournalRecord(index, Digest(head), bytes(body)) for index, head, body in rows]
+
+
+class SqlSnapshots:
+    """Beside the journal that `writing` belongs to: appends and snapshots take turns, SQLite has one writer."""
+
+    def __init__(self, engine: AsyncEngine, writing: asyncio.Lock) -> None:
+        self._engine, self._writing = engine, writing
+
+    async def newest(self, index: int) -> Snapshot | None:
+        query = select(_SNAPSHOT).where(_SNAPSHOT.c.index <= index).order_by(_SNAPSHOT.c.index.desc()).limit(1)
+        try:
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(query)).first()
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(f"snapshots cannot be read ({_brief(error)})") from None
+        if row is None:
+            return None
+        at, head, rules, body = row
+        return Snapshot(at, Digest(head), Digest(rules), bytes(body))
+
+    async def put(self, snapshot: Snapshot, keep: int) -> None:
+        at = _SNAPSHOT.c.index
+        try:
+            async with self._writing, self._engine.begin() as connection:
+                await connection.execute(delete(_SNAPSHOT).where(at >= snapshot.index))
+                await connection.execute(insert(_SNAPSHOT), snapshot._asdict())
+                kept = (await connection.execute(select(at).order_by(at.desc()).limit(max(keep, 1)))).scalars().all()
+                await connection.execute(delete(_SNAPSHOT).where(at < min(kept)))
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(f"the snapshot cannot be written ({_brief(error)})") from None
 
 
 def _engine(url: str) -> AsyncEngine:

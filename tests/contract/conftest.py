@@ -4,7 +4,12 @@ a recording handler behind a real door on 127.0.0.1."""
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
+import shutil
 import socket
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -42,6 +47,12 @@ PATH = "/v1/control"
 JOIN = Join(session="s1", device="cpu", software="test")
 BODY = msgspec.json.encode(Request(run_id=RUN, spec_digest=None, message=JOIN))
 T = TypeVar("T")
+
+_SERVER = shutil.which("postgres")
+_INITDB = Path(os.path.realpath(_SERVER)).parent / "initdb" if _SERVER else None
+POSTGRES = "IOTA_TEST_POSTGRES_URL" in os.environ or (_INITDB is not None and _INITDB.exists())
+JOURNAL_KINDS = ["memory", "sqlite"] + (["postgres"] if POSTGRES else [])
+"""PostgreSQL where IOTA_TEST_POSTGRES_URL names one or its programs are installed."""
 
 
 class Clock:
@@ -270,3 +281,37 @@ async def shelf(
 @pytest.fixture
 def stranger(keys: Callable[[str], Any]) -> Callable[..., Stranger]:
     return lambda door, name="Stranger", receiver=None: Stranger(door, keys(name), receiver)
+
+
+@pytest.fixture(params=JOURNAL_KINDS)
+def journal_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=JOURNAL_KINDS[1:])
+def sql_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The database that the environment names, or a server of our own on a Unix socket, gone after the session."""
+    if url := os.environ.get("IOTA_TEST_POSTGRES_URL"):
+        yield url
+        return
+    assert _INITDB is not None
+    folder = Path(tempfile.mkdtemp(prefix="iota-pg-"))  # a short path: socket names are at most 107 bytes
+    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())  # it refuses to run as root
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    data, options = folder / "data", {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    if os.geteuid() != 0:
+        options = {}
+    initdb = [_INITDB, "-D", data, "-U", "iota", "-A", "trust", "--no-sync"]
+    subprocess.run(initdb, check=True, **quiet, **options)
+    command = [_INITDB.with_name("pg_ctl"), "-D", data, "-w", "-m", "fast"]
+    settings_ = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+    subprocess.run([*command, "-o", settings_, "start"], check=True, **quiet, **options)
+    yield f"postgresql://iota@/postgres?host={folder}"
+    subprocess.run([*command, "stop"], check=True, **quiet, **options)
+    shutil.rmtree(folder, ignore_errors=True)

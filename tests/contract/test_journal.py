@@ -1,16 +1,10 @@
-"""One suite for every journal: memory, SQLite in a file, PostgreSQL where IOTA_TEST_POSTGRES_URL names one or its
-programs are installed."""
+"""One suite for every journal: memory, SQLite in a file, PostgreSQL where there is one (`conftest`)."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import pwd
-import shutil
 import sqlite3
-import subprocess
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +20,6 @@ from subnet.storage.base import GENESIS_HEAD, Journal, JournalRecord, next_head,
 from subnet.storage.memory import MemoryJournal
 from subnet.storage.sql import SqlJournal
 
-_SERVER = shutil.which("postgres")
-_INITDB = Path(os.path.realpath(_SERVER)).parent / "initdb" if _SERVER else None
-POSTGRES = "IOTA_TEST_POSTGRES_URL" in os.environ or (_INITDB is not None and _INITDB.exists())
-KINDS = ["memory", "sqlite"] + (["postgres"] if POSTGRES else [])
-
 
 class Shelf(NamedTuple):
     """A place for one journal: opened again and again, as by one process after another."""
@@ -41,32 +30,8 @@ class Shelf(NamedTuple):
     memory: list[JournalRecord]
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """The database that the environment names, or a server of our own on a Unix socket, gone after the session."""
-    if url := os.environ.get("IOTA_TEST_POSTGRES_URL"):
-        yield url
-        return
-    assert _INITDB is not None
-    folder = Path(tempfile.mkdtemp(prefix="iota-pg-"))  # a short path: socket names are at most 107 bytes
-    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())  # it refuses to run as root
-    os.chown(folder, user.pw_uid, user.pw_gid)
-    data, options = folder / "data", {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-    if os.geteuid() != 0:
-        options = {}
-    initdb = [_INITDB, "-D", data, "-U", "iota", "-A", "trust", "--no-sync"]
-    subprocess.run(initdb, check=True, **quiet, **options)
-    command = [_INITDB.with_name("pg_ctl"), "-D", data, "-w", "-m", "fast"]
-    settings_ = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-    subprocess.run([*command, "-o", settings_, "start"], check=True, **quiet, **options)
-    yield f"postgresql://iota@/postgres?host={folder}"
-    subprocess.run([*command, "stop"], check=True, **quiet, **options)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(params=KINDS)
-async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shelf]:
+@pytest.fixture
+async def shelf(journal_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shelf]:
     opened: list[Journal] = []
     records: list[JournalRecord] = []
 
@@ -76,11 +41,11 @@ async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     async def nothing(statement: str) -> None:
         return None
 
-    if request.param == "memory":
+    if journal_kind == "memory":
         yield Shelf(open_memory, nothing, records)
         return
-    url = f"sqlite:///{tmp_path}/journal.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-    driver = {"sqlite": "sqlite+aiosqlite", "postgres": "postgresql+asyncpg"}[request.param]
+    url = f"sqlite:///{tmp_path}/journal.db" if journal_kind == "sqlite" else request.getfixturevalue("postgres_url")
+    driver = {"sqlite": "sqlite+aiosqlite", "postgres": "postgresql+asyncpg"}[journal_kind]
     engine = create_async_engine(make_url(url).set(drivername=driver))
 
     async def open_sql() -> Journal:
@@ -94,8 +59,8 @@ async def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     yield Shelf(open_sql, change, records)
     for journal in opened:
         await journal.close()
-    if request.param == "postgres":
-        await change("DROP TABLE IF EXISTS journal")
+    if journal_kind == "postgres":
+        await change("DROP TABLE IF EXISTS journal, snapshot")
     await engine.dispose()
 
 
@@ -224,10 +189,9 @@ async def test_a_renumbered_record_is_found(shelf: Shelf) -> None:
     assert await verify_chain(journal) == 2
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
-async def test_cancelled_in_the_commit(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
+async def test_cancelled_in_the_commit(request: pytest.FixtureRequest, tmp_path: Path, sql_kind: str) -> None:
     """10. Ctrl-C in the one moment when the database commits: the record stands, and the next one follows it."""
-    url = f"sqlite:///{tmp_path}/j.db" if kind == "sqlite" else request.getfixturevalue("postgres_url")
+    url = f"sqlite:///{tmp_path}/j.db" if sql_kind == "sqlite" else request.getfixturevalue("postgres_url")
     journal = await SqlJournal.open(url)
     task = asyncio.ensure_future(journal.append([b"a"]))
     event.listen(journal._engine.sync_engine, "commit", lambda connection: task.cancel())
@@ -237,15 +201,16 @@ async def test_cancelled_in_the_commit(request: pytest.FixtureRequest, tmp_path:
     assert record.index == 1
     assert await verify_chain(journal) is None
     await journal.close()
-    if kind == "postgres":
+    if sql_kind == "postgres":
         await (await _bare(url)).close()
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("changed", [0, 120, 150, 299])
-async def test_opening_checks_the_tail(request: pytest.FixtureRequest, tmp_path: Path, kind: str, changed: int) -> None:
+async def test_opening_checks_the_tail(
+    request: pytest.FixtureRequest, tmp_path: Path, sql_kind: str, changed: int
+) -> None:
     """11. A journal whose newest records were edited is not continued; older ones are `verify_chain`'s matter."""
-    url = f"sqlite:///{tmp_path}/j.db" if kind == "sqlite" else request.getfixturevalue("postgres_url")
+    url = f"sqlite:///{tmp_path}/j.db" if sql_kind == "sqlite" else request.getfixturevalue("postgres_url")
     journal = await SqlJournal.open(url)
     await journal.append([b"%d" % n for n in range(300)])
     engine = journal._engine
@@ -263,7 +228,7 @@ async def test_opening_checks_the_tail(request: pytest.FixtureRequest, tmp_path:
             assert await verify_chain(again) == changed
             await again.close()
     finally:
-        if kind == "postgres":
+        if sql_kind == "postgres":
             await (await _bare(url)).close()
 
 

@@ -31,7 +31,8 @@ from subnet.coordination.settlement import Sheet, sheet
 from subnet.coordination.state import State
 from subnet.explain import ExplainConfig, explain, find, main
 from subnet.localnet.folder import Participants
-from subnet.orchestrator.service import Service, read_state
+from subnet.orchestrator.restoring import restore
+from subnet.orchestrator.service import Service
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey, Pass
 from subnet.protocol.public import opened, sealed
@@ -248,9 +249,9 @@ def test_mistakes_are_one_line(run: Run, ask: Explain, tmp_path: Path, monkeypat
 async def test_over_http(run: Run) -> None:
     """9. A miner asks the orchestrator it works for; what it reads is the public journal."""
     journal, runtime = MemoryJournal(run.records), LoopRuntime(b"orchestrator")
-    state = await read_state(journal)
+    restored = await restore(journal)
     store = MemoryObjectStore(runtime.now)
-    service = Service(journal, store, runtime, ORCHESTRATOR, state, lambda line: None)
+    service = Service(journal, store, runtime, ORCHESTRATOR, restored, lambda line: None)
     begun = asyncio.Event()
 
     async def begin() -> None:

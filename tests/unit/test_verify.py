@@ -27,7 +27,8 @@ from subnet.coordination.notices import finished
 from subnet.coordination.settlement import sheet
 from subnet.errors import ConfigError
 from subnet.miner.receipts import RECEIPTS_FILE, load_receipts
-from subnet.orchestrator.service import Service, read_state
+from subnet.orchestrator.restoring import restore
+from subnet.orchestrator.service import Service
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Digest, Hotkey
 from subnet.protocol.public import opened, sealed
@@ -352,8 +353,8 @@ async def host(run: Run) -> AsyncIterator[Callable[[int], Any]]:
 
     async def start(count: int) -> Hosted:
         journal, runtime = MemoryJournal(run.records[:count]), LoopRuntime(b"orchestrator")
-        state = await read_state(journal)
-        service = Service(journal, MemoryObjectStore(runtime.now), runtime, ORCHESTRATOR, state, lambda line: None)
+        restored = await restore(journal)
+        service = Service(journal, MemoryObjectStore(runtime.now), runtime, ORCHESTRATOR, restored, lambda line: None)
         begun = asyncio.Event()
 
         async def begin() -> None:

@@ -16,14 +16,15 @@ from loguru import logger
 from subnet import presets
 from subnet.coordination import machine
 from subnet.coordination.state import State
-from subnet.orchestrator.service import Service, read_state
+from subnet.orchestrator.restoring import restore
+from subnet.orchestrator.service import Service
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Digest, Hotkey
 from subnet.protocol.run_spec import RunSpec
 from subnet.runtime import LoopRuntime, Runtime
 from subnet.simulation.opening import open_run, text_spec
-from subnet.storage.base import Journal, JournalRecord
-from subnet.storage.memory import MemoryJournal, MemoryObjectStore
+from subnet.storage.base import Journal, JournalRecord, Snapshots
+from subnet.storage.memory import MemoryJournal, MemoryObjectStore, MemorySnapshots
 from subnet.transport.http_client import HttpControlClient, HttpObjectClient, HttpSession
 from subnet.transport.http_server import ControlServer
 from subnet.transport.signing import RequestSigner
@@ -53,10 +54,13 @@ class Hosted:
         runtime: Runtime | None = None,
         hotkey: Hotkey = HOST,
         registered: tuple[str, ...] = ("one", "two", "three"),
+        snapshots: Snapshots | None = None,
+        snapshot_every: int = 1_000,
     ) -> None:
         self.runtime = runtime or LoopRuntime(b"orchestrator")
         self.records: list[JournalRecord] = []
         self.journal = journal or MemoryJournal(self.records)
+        self.snapshots, self._snapshot_every = snapshots or MemorySnapshots(), snapshot_every
         self.store = MemoryObjectStore(self.runtime.now)
         self.said: list[str] = []
         self._hotkey, self._registered = hotkey, tuple(Hotkey(name) for name in registered)
@@ -64,12 +68,21 @@ class Hosted:
 
     async def start(self) -> Hosted:
         """Open the run, or go on with its journal."""
-        state = await read_state(self.journal)
-        self.service = Service(self.journal, self.store, self.runtime, self._hotkey, state, self.said.append)
+        restored = await restore(self.journal, self.snapshots)
+        self.service = Service(
+            self.journal,
+            self.store,
+            self.runtime,
+            self._hotkey,
+            restored,
+            self.said.append,
+            snapshots=self.snapshots,
+            snapshot_every=self._snapshot_every,
+        )
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def begin() -> None:
-            if state is None:
+            if restored is None:
                 await self.service.open(await open_run(self.spec, TEXT, self.store, target_epochs=2))
                 await self.service.submit(m.Registered(hotkeys=self._registered))
             else:
