@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup localnet test walk bench lint clean
+.PHONY: help setup localnet soak test walk bench lint clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,6 +26,10 @@ setup: $(STAMP) ## create .venv and install everything
 
 localnet: $(STAMP) ## run the whole subnet on this machine on real text; ARGS="--help" explains the options
 	@$(PY) -m subnet.localnet $(ARGS)
+
+soak: $(STAMP) ## half an hour of the local net with random kills; fails when memory, files, sockets or tasks leak
+	@$(PY) -m subnet.localnet --miners 8 --stages 2 --epochs 1000 --end-after 30m --kill-miner-every 15s \
+		--kill-chain-every 3m --report soak-report.json $(ARGS)
 
 test: $(STAMP) ## type check and all tests; ARGS="-k name" picks some
 	@$(PY) -m mypy

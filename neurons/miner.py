@@ -118,7 +118,7 @@ def main(argv: list[str]) -> int:
         telemetry.set_up("miner", keypair.ss58_address, settings.log_level)
         work_dir = check_machine(settings)
         try:
-            ending = asyncio.run(run(settings, keypair, work_dir))
+            ending = asyncio.run(telemetry.counted(run(settings, keypair, work_dir), work_dir))
         except asyncio.CancelledError:
             logger.info("stopped")
             return 0

@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError("--device", problem, "use a device of this machine, such as cpu") from None
         torch.set_num_threads(settings.threads)
         try:
-            asyncio.run(run(settings, keypair))
+            asyncio.run(telemetry.counted(run(settings, keypair), Path(settings.work_dir)))
         except asyncio.CancelledError:
             logger.info("stopped")
         except JournalBroken as error:

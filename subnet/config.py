@@ -122,12 +122,7 @@ class LocalnetConfig(Config, frozen=True, kw_only=True):
         _about("relative speeds of the miners, such as 1,1,2,4, over and over; default: all alike", metavar="LIST"),
     ] = ""
     adversary: Annotated[
-        str,
-        _about(
-            "the last COUNT miners cheat in the way of that name; may be repeated",
-            metavar="NAME=COUNT",
-            repeatable=True,
-        ),
+        str, _about("the last COUNT miners cheat in that way; may be repeated", metavar="NAME=COUNT", repeatable=True)
     ] = ""
     validators: Annotated[int, _about("validator processes to start; the first has most stake", ge=1, le=8)] = 1
     audit_rate: Annotated[
@@ -139,8 +134,9 @@ class LocalnetConfig(Config, frozen=True, kw_only=True):
     ] = 0.0
     kill_orchestrator_every_s: Annotated[float, _about("kill the orchestrator at this interval; 0: never", ge=0)] = 0.0
     config: Rules = ""
-    restart_after_s: Annotated[float, _about("start a dead miner again after this time", ge=0)] = 5.0
+    restart_after_s: Annotated[float, _about("start a dead miner again after this time", ge=0)] = 2.0
     join_after_s: Annotated[float, _about("one more miner joins this long after training began; 0: never", ge=0)] = 0.0
+    end_after_s: Annotated[float, _about("end the run when it trained for this time; 0: by --epochs alone", ge=0)] = 0.0
     log_level: LogLevel = "INFO"
 
     def __post_init__(self) -> None:

@@ -80,6 +80,8 @@ def laptop(size: Size) -> Preset:
         ),
         MergeSpec(
             num_microbatches_min=num_microbatches_min,
+            # whoever was away for half an epoch still counts, by as much as it did: weights are B_m
+            counted_share=0.125,
             quorum=0.75,
             relax_after_s=90.0,
             grace_s=5.0,

@@ -34,9 +34,9 @@ class Pretender(Trainer):
     def pretend(self, micro_batch: MicroBatchId) -> None:
         """Count a backward, and step after the k-th as honest replicas do."""
         self.forget(micro_batch)
-        self._accumulated += 1
+        self.accumulated += 1
         self.pass_version = self.param_version
-        if self._accumulated == self._spec.inner.micro_batches_per_step:
+        if self.accumulated == self._spec.inner.micro_batches_per_step:
             self._inner_step()
 
     def invent(self, micro_batch: MicroBatchId, purpose: int, rms: float) -> bytes:

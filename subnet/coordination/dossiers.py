@@ -13,7 +13,7 @@ from subnet.coordination.audit_state import Dossier, Given
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.state import StageState, State
 from subnet.protocol.ids import Hotkey, ItemId
-from subnet.protocol.messages import PassDone, PassWork, Source, UploadDone
+from subnet.protocol.messages import Commitment, PassDone, PassWork, Source, UploadDone
 from subnet.scoring.audit import check_log, match_log
 from subnet.scoring.ledger import work_units
 
@@ -115,13 +115,18 @@ def problem(state: State, stage: StageState, hotkey: Hotkey, done: UploadDone) -
     if not done.loaded:
         if before is None or not before.commitments:
             return "the log goes on from an upload that is not known"
-        if msgspec.structs.replace(before.commitments[-1], position=0) != done.commitments[0]:
+        if not goes_on(before, done.commitments[0]):
             return "the log does not begin where the upload before ended"
     known = dossier.given if before is None else {**before.given, **dossier.given}
     # results that were accepted after the upload had been computed are in the next log
     owed = [i for i, g in before.given.items() if g.credited and not g.forgotten] if before and not done.loaded else []
     logged_before = {one.item for one in before.log} if before else set()
     return match_log(done.log, known, [item for item in owed if item not in logged_before])
+
+
+def goes_on(before: Dossier, first: Commitment) -> bool:
+    """Whether a log that begins at this state goes on from the upload of the epoch before."""
+    return bool(before.commitments) and msgspec.structs.replace(before.commitments[-1], position=0) == first
 
 
 def uploaded(state: State, stage: StageState, hotkey: Hotkey, source: Source, done: UploadDone) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from subnet.coordination import dossiers, overdue, provision
+from subnet.coordination import dossiers, overdue, provision, resumption
 from subnet.coordination.index import index_of
 from subnet.coordination.placement import place
 from subnet.coordination.state import Effect, Miner, Say, State
@@ -42,7 +42,7 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
     known = state.miners.get(hotkey)
     if known is not None and known.session == message.session and known.live:
         known.last_seen = at
-        return _joined(state, known, "you are in already"), []
+        return _joined(state, known, "you are in already", resumption.again(state, known, message.resumes)), []
     if known is not None:
         _end_session(state, known)
         stage_index, why = _stage_for_return(state, known)
@@ -68,7 +68,8 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
     index_of(state).arrived(state, miner)
     dossiers.restarted(state, hotkey)
     verb = "came back to" if known else "joined"
-    return _joined(state, miner, why), [Say(f"miner {hotkey[:8]} {verb} stage {stage_index}: {why}")]
+    resumed = resumption.take_up(state, hotkey, message.resumes)
+    return _joined(state, miner, why, resumed), [Say(f"miner {hotkey[:8]} {verb} stage {stage_index}: {why}")]
 
 
 def _unregistered(state: State, hotkey: Hotkey) -> Refusal:
@@ -109,7 +110,7 @@ def _stage_for_return(state: State, known: Miner) -> tuple[int, str]:
     return known.stage, "your stage of before"
 
 
-def _joined(state: State, miner: Miner, why: str) -> Joined:
+def _joined(state: State, miner: Miner, why: str, resumed: bool) -> Joined:
     stage, data = state.stages[miner.stage], state.spec.data
     files = (data.tokenizer, *data.train, *data.validation)
     return Joined(
@@ -120,6 +121,7 @@ def _joined(state: State, miner: Miner, why: str) -> Joined:
         momentum=stage.momentum,
         data=tuple(Source(key=f.key, digest=f.digest, size_bytes=f.size_bytes) for f in files),
         notice=notice(Reason.OK, f"placed in stage {miner.stage}: {why}"),
+        resumed=resumed,
     )
 
 

@@ -41,6 +41,12 @@ def is_threshold(merge: MergeSpec, count: int) -> bool:
     return any(count == thresholds(merge, 1, 0.0, closed).num_microbatches for closed in (False, True))
 
 
+def counts_from(merge: MergeSpec, age_s: float) -> int:
+    """Micro-batches from which a replica counts in a merge that is called; relaxes with B_min."""
+    relaxed = min(1.0, max(0.0, age_s / merge.relax_after_s - 1.0))
+    return max(1, math.ceil(merge.num_microbatches_min * (1.0 - relaxed) * merge.counted_share))
+
+
 def may_close(
     merge: MergeSpec,
     counts: Sequence[int],

@@ -130,7 +130,7 @@ def _drain(state: State, stage: StageState, merge: Merge, at: float) -> list[Eff
         return []
     spec = state.rules_of(stage.stage).merge
     synced = [m for m in state.replicas(stage.stage) if m.synced_epoch == stage.epoch]
-    floor = quorum.thresholds(spec, len(synced), at - stage.opened_at, True).num_microbatches
+    floor = quorum.counts_from(spec, at - stage.opened_at)
     asked = [m for m in synced if stage.contributions.get(m.hotkey, 0) >= floor]
     worked = [m for m in synced if stage.contributions.get(m.hotkey, 0) > 0]
     asked = asked or worked

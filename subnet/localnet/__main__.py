@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 finished, 1 failed, 2 an operator's mistake, 130 interrupted."""
+    """The exit code: 0 finished, 1 failed or something leaks, 2 an operator's mistake, 130 interrupted."""
     from subnet import config
     from subnet.localnet.launcher import launch
     from subnet.localnet.plan import open_plan

@@ -25,6 +25,7 @@ from subnet.localnet.orchestrator_faults import OrchestratorFaultPlan
 from subnet.localnet.orchestrator_keeper import OrchestratorKeeper
 from subnet.localnet.plan import Plan
 from subnet.localnet.processes import Child, Processes, ended
+from subnet.localnet.resources import Resources
 from subnet.localnet.screen import Screen
 from subnet.runtime import Runtime
 
@@ -61,6 +62,7 @@ class LocalNet:
         self._orchestrator = OrchestratorKeeper(
             plan.folder, self._crew, OrchestratorFaultPlan(self._settings.kill_orchestrator_every_s)
         )
+        self._resources = Resources(plan.folder)
         self._validators: list[Child] = []
         self._names: dict[str, str] = {}
         """Everybody's names by hotkey."""
@@ -109,11 +111,15 @@ class LocalNet:
     # ---- watching ----------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Until the run is finished and its last evaluation is in."""
+        """Until the run is finished and its last evaluation is in, or it has trained for as long as it was to."""
         finished_at: float | None = None
         while True:
             status = await self._look()
             self._processes.measure()
+            await self._resources.look(self._elapsed_s(), self._processes.running())
+            if self._is_time_up():
+                self._line(f"{self._settings.end_after_s:g}s of training are over")
+                return
             finished = status is not None and status.finished
             self._lines(self._miners.look(self._elapsed_s(), finished or finished_at is not None))
             if status is not None and finished:
@@ -152,11 +158,16 @@ class LocalNet:
             self._chain.plan.training_began(now_s)
             self._orchestrator.plan.training_began(now_s)
             self._miners.plan.training_began(now_s)
+            self._resources.training_began(now_s)
             if self._facts.first_micro_batch_s is None:
                 self._facts.first_micro_batch_s = round(now_s, 1)
                 self._line(f"training: the first micro-batch came back {now_s:.0f}s after the launch")
         credit = {self._names.get(hotkey, hotkey): value for hotkey, value in status.credit().items()}
         self._miners.plan.observe(now_s, status.micro_batches, credit)
+
+    def _is_time_up(self) -> bool:
+        began_s, after_s = self._facts.first_micro_batch_s, self._settings.end_after_s
+        return bool(after_s) and began_s is not None and self._elapsed_s() - began_s >= after_s
 
     def _evaluates(self) -> bool:
         return any(child.exit_code is None for child in self._validators)
@@ -195,10 +206,11 @@ class LocalNet:
         path = Path(self._settings.report).expanduser().absolute()
         if self._settings.sample:
             self._facts.sample = await self._crew.sample()
+        self._facts.resources = self._resources.report()
         summary = await report.write(self._plan, self._names, self._facts, path, self._chain.subnet)
         for line in summary:
             self._say(line)
-        return 0
+        return 1 if self._facts.resources["leaks"] else 0
 
     def _catch_signals(self) -> None:
         """The first Ctrl-C stops in order; a second one kills at once."""

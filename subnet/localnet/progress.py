@@ -38,6 +38,8 @@ class Progress:
         """The epoch whose anchor was told last."""
         self._summary_at_s = float("-inf")
         self._tokens = 0
+        self._passes_merged = 0
+        self._goodput: float | None = None
 
     def lines(self, status: Status, now_s: float, subnet: Subnet | None = None) -> list[str]:
         """What is new in `status` and on the chain, seen `now_s` seconds after the launch."""
@@ -141,15 +143,18 @@ class Progress:
             yield f"chain paid by block {subnet.block.number}: {alphas(paid.items())} in its last epoch"
 
     def _summary(self, status: Status, now_s: float) -> Iterator[str]:
+        if status.passes_merged != self._passes_merged:  # between merges it only falls, and says little
+            self._passes_merged, self._goodput = status.passes_merged, status.goodput
         since_s = now_s - self._summary_at_s
         if since_s < SUMMARY_EVERY_S or status.micro_batches == 0:
             return
         speed = "" if self._tokens == 0 else f", {(status.tokens - self._tokens) / since_s:,.0f} tokens/s"
         loss = "" if status.loss is None else f", training loss {status.loss:.3f}"
+        goodput = "" if self._goodput is None else f", goodput {self._goodput:.0%} at the last merge"
         epochs = " ".join(str(stage.epoch) for stage in status.stages)
         yield (
             f"epochs {epochs}: {status.micro_batches} micro-batches, {status.tokens:,} tokens{speed}{loss}, "
-            f"{status.in_flight} in flight"
+            f"{status.in_flight} in flight{goodput}"
         )
         self._summary_at_s, self._tokens = now_s, status.tokens
 

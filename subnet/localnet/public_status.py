@@ -138,6 +138,8 @@ class Status(Struct):
     at: float = 0.0
     target_epochs: int = 0
     abandoned: int = 0
+    passes_started: int = 0
+    passes_merged: int = 0
     first_completed_at: float | None = None
     last_completed_at: float = 0.0
     incident_count: int = 0
@@ -147,6 +149,11 @@ class Status(Struct):
     chain: Chain = field(default_factory=Chain)
     outcomes: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of the passes given out whose gradient is in a merge; None before the first merge."""
+        return self.passes_merged / self.passes_started if self.passes_merged else None
 
     @property
     def weights_block(self) -> int:

@@ -13,6 +13,8 @@ from msgspec import Struct
 
 from subnet.coordination import machine
 from subnet.coordination.state import MergeRecord, State
+from subnet.errors import InvariantViolation
+from subnet.localnet.lost_work import LostWork
 from subnet.merging import compression
 from subnet.protocol.ids import Digest, Values
 from subnet.protocol.messages import Anchored, Envelope
@@ -29,17 +31,28 @@ class Fold(Struct):
     head: Digest
     anchors: list[Anchored]
     """Where the chain holds a head of it, in order."""
+    passes: dict[str, int]
+    """Passes by what became of them, as `lost_work.LostWork.totals` has them."""
 
 
 async def fold(journal: Journal) -> Fold:
     """Everything from the first record on; the run must have been opened."""
     decoder = msgspec.json.Decoder(Envelope)
-    records, head, envelopes = 0, GENESIS_HEAD, []
+    records, head, state, lost = 0, GENESIS_HEAD, None, LostWork()
+    anchors: list[Anchored] = []
     async for record in _records(journal):
-        envelopes.append(decoder.decode(record.body))
+        envelope = decoder.decode(record.body)
         records, head = record.index + 1, record.head
-    anchors = [envelope.message for envelope in envelopes if isinstance(envelope.message, Anchored)]
-    return Fold(state=machine.replay(envelopes), records=records, head=head, anchors=anchors)
+        if state is None:
+            state = machine.open_run(envelope)
+        else:
+            machine.handle(state, envelope)
+        lost.note(state)
+        if isinstance(envelope.message, Anchored):
+            anchors.append(envelope.message)
+    if state is None:
+        raise InvariantViolation("the journal is empty")
+    return Fold(state=state, records=records, head=head, anchors=anchors, passes=lost.totals(state))
 
 
 async def _records(journal: Journal) -> AsyncIterator[JournalRecord]:

@@ -17,7 +17,7 @@ from msgspec import Struct, field
 
 from subnet.chain.base import Subnet
 from subnet.coordination.state import MergeRecord, State
-from subnet.localnet import pay_report
+from subnet.localnet import closing, pay_report
 from subnet.localnet.faults import ChainFaultRecord, Fault, FaultRecord
 from subnet.localnet.folder import RunFolder, TextFacts
 from subnet.localnet.orchestrator_faults import OrchestratorFaultRecord
@@ -41,6 +41,8 @@ class LaunchFacts(Struct):
     chain_faults: list[ChainFaultRecord] = field(default_factory=list)
     orchestrator_faults: list[OrchestratorFaultRecord] = field(default_factory=list)
     sample: str = ""
+    resources: dict[str, Any] = field(default_factory=lambda: {"resources": {}, "disk_mb": {}, "leaks": None})
+    """As `resources.Resources.report` makes it."""
 
 
 async def write(
@@ -59,6 +61,8 @@ async def write(
     state = folded.state
     report = {
         **training(state),
+        "goodput": state.passes_merged / state.passes_started if state.passes_started else None,
+        "passes": {"started": state.passes_started, **folded.passes},
         "tuned": tuned(state),
         "unigram_entropy": text.unigram_entropy,
         "wire": wire(state),
@@ -75,6 +79,7 @@ async def write(
         "faults": faults(facts),
         "first_micro_batch_s": facts.first_micro_batch_s,
         "wall_s": facts.wall_s,
+        **facts.resources,
         "rss_peak_mb": {name: round(size / 1e6) for name, size in sorted(facts.rss_peak_bytes.items())},
         "sample": facts.sample,
         "settings": msgspec.to_builtins(plan.config),
@@ -247,6 +252,7 @@ def summary(report: Mapping[str, Any], path: Path) -> list[str]:
         lines.append(f"wire      boundaries {ratio:.1f}x below bf16, {2 * ratio:.1f}x below fp32, framing included")
     if report["faults"]["injected"]:
         lines.append(f"faults    {report['faults']['injected']} injected, {report['faults']['survived']} survived")
+    lines += closing.lines(report)
     if report["sample"]:
         lines.append(f"sample    {report['sample']}")
     return [*lines, f"report    {path}"]

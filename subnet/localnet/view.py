@@ -84,6 +84,7 @@ def _headline(status: Status, course: Course) -> Text:
     said += [f"{speed:,.0f} tokens/s" + (" while training" if status.finished else "")] if speed is not None else []
     said += ["finished" if status.finished else f"{status.in_flight} in flight"]
     said += [f"{status.abandoned} abandoned"] if status.abandoned else []
+    said += [f"goodput {status.goodput:.0%}"] if status.goodput is not None else []
     return _line("run", " · ".join(said), "bold")
 
 

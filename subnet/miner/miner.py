@@ -22,7 +22,7 @@ from subnet.miner.line import Ending, Line, Membership
 from subnet.miner.pipeline import Pipeline
 from subnet.miner.receipts import RECEIPTS_FILE, ReceiptBook
 from subnet.miner.replica import Replica
-from subnet.miner.snapshots import FolderSnapshots
+from subnet.miner.snapshots import FolderSnapshots, Found, found, progress_notes
 from subnet.miner.turn import LOADING, Turn
 from subnet.model.trainer import Trainer
 from subnet.protocol.ids import Digest, Epoch, ItemId, Stage
@@ -38,6 +38,9 @@ JOIN_TIMEOUT_S = 8.0
 """A join is answered at once; who has joined and does not know it is soon taken for dead."""
 LOAD_DEADLINE_S = 3600.0
 """Time for the first downloads before the miner joins afresh."""
+
+SNAPSHOTS = "snapshots"
+"""Folder of the committed states in the work folder."""
 
 TrainerFactory = Callable[[RunSpec, Stage], Trainer]
 """Called off the event loop, once the training files lie at `data_path(work_dir, file)`."""
@@ -73,6 +76,8 @@ class Miner:
         self._line = Line(control, runtime, self._desk, self._receipts, self._take, self._epoch, self._rules)
         self._loader: asyncio.Task[None] | None = None
         self._load_failures = 0
+        self._found: Found | None = None
+        """What an earlier process left, until it is known whether this one goes on from it."""
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> Ending:
@@ -96,6 +101,8 @@ class Miner:
         return ending
 
     async def _live(self, group: asyncio.TaskGroup) -> Ending:
+        if notes := progress_notes(self._work_dir / SNAPSHOTS):
+            self._found = await self._runtime.run_blocking(lambda: found(notes[-1]))
         while True:
             joined = await self._join()
             if isinstance(joined, Ending):
@@ -115,7 +122,9 @@ class Miner:
     # ---- joining -----------------------------------------------------------------------------------------------------
 
     async def _join(self) -> Joined | Ending:
-        message = Join(session=self._desk.session, device=self._device, software=f"iota-miner {__version__}")
+        resumes = None if self._found is None else self._found.progress
+        software = f"iota-miner {__version__}"
+        message = Join(session=self._desk.session, device=self._device, software=software, resumes=resumes)
         while True:
             reply = await self._line.ask(message, None, JOIN_TIMEOUT_S)
             if isinstance(reply, Joined):
@@ -131,6 +140,8 @@ class Miner:
         spec_digest = joined.spec.digest()
         place = f"stage {joined.stage} of {joined.spec.num_stages} in epoch {joined.epoch}"
         logger.info("joined {}: {}", place, joined.notice.sentence)
+        if not joined.resumed:
+            self._found = None
         if self._loader is not None:
             self._loader.cancel()
         if self._still_fits(joined, spec_digest):
@@ -164,7 +175,10 @@ class Miner:
                 encoded = await self._pipeline.fetch_anchor(anchor, deadline)
                 replica = await self._runtime.run_blocking(lambda: self._build(joined))
                 await self._runtime.run_blocking(lambda: replica.load(joined.epoch, anchor, encoded))
-                self._pipeline.replica = replica
+                if (earlier := self._found) is not None:
+                    await self._runtime.run_blocking(lambda: replica.resume(earlier))
+                    logger.info("goes on after {} passes of an earlier process", len(earlier.progress.log))
+                self._pipeline.replica, self._found = replica, None
         except (PeerFault, Expired) as error:
             self._load_failures += 1
             logger.warning("loading failed, joining again: {}", error)
@@ -178,7 +192,7 @@ class Miner:
 
     def _build(self, joined: Joined) -> Replica:
         trainer = self._trainer_factory(joined.spec, joined.stage)
-        snapshots = FolderSnapshots(self._work_dir / "snapshots", joined.spec.run_id)
+        snapshots = FolderSnapshots(self._work_dir / SNAPSHOTS, joined.spec.run_id)
         return Replica(joined.spec, joined.stage, trainer, snapshots)
 
     # ---- between line, desk and pipeline -----------------------------------------------------------------------------

@@ -15,12 +15,13 @@ import numpy as np
 
 from subnet.errors import InvariantViolation, PeerFault
 from subnet.merging.compression import decode
-from subnet.miner.snapshots import Snapshots
+from subnet.miner.snapshots import Found, Snapshots
 from subnet.miner.worklog import Told, WorkLog
 from subnet.model.outer import Anchor, Upload
 from subnet.model.trainer import Trainer
+from subnet.model.training_state import TrainingState
 from subnet.protocol.ids import Digest, Epoch, MicroBatchId, Pass, Stage, Values
-from subnet.protocol.messages import PassWork, Source
+from subnet.protocol.messages import PassWork, Resumes, Source
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
 from subnet.transport.transfer import digest_of
@@ -49,6 +50,8 @@ class Replica:
         """The anchor that training goes on from, if it came by a merge here: a second offer publishes it again."""
         self._digest_before = self.spec_digest
         """Of the rules before that merge."""
+        self._anchor = Digest("")
+        """Of the epoch's start parameters."""
         self._unwanted: list[MicroBatchId] = []
 
     def has_graph(self, work: PassWork) -> bool:
@@ -80,6 +83,7 @@ class Replica:
             stepped = self._trainer.param_version != before
             if self._worklog.ran(work.item, self._trainer.pass_version, stepped):
                 self._worklog.commit(self.epoch, self._trainer.training_state())
+                self.snapshots.note(self._progress(self._worklog.told()))
         if loss is not None and not math.isfinite(loss):
             raise PeerFault(Reason.NOT_FINITE, f"the loss of micro-batch {work.micro_batch} is {loss}")
         if (output is None) != (work.output is None):
@@ -126,6 +130,8 @@ class Replica:
             return self._merged
         self._check_epoch(epoch)
         self._merged = self._trainer.apply_merge(merged, counted)
+        self._anchor = self._merged.parameters_digest
+        self.snapshots.note(None)
         self.epoch, self._digest_before = Epoch(epoch + 1), self.spec_digest
         self._go_by(spec)
         if self._worklog is not None:
@@ -154,8 +160,30 @@ class Replica:
         self._trainer.load(epoch, *vectors)
         if self._worklog is not None:
             self._worklog.began(self._trainer.training_state())
+        self.snapshots.note(None)
         self._unwanted.clear()
-        self.epoch, self._merged = epoch, None
+        self.epoch, self._merged, self._anchor = epoch, None, anchor[0].digest
+
+    def resume(self, found: Found) -> None:
+        """Go on from where an earlier process stood in this epoch, whose parameters are loaded."""
+        assert self._worklog is not None, "nothing is committed without audits"
+        count, last = self.spec.stages[self.stage].num_params, found.progress.commitments[-1]
+        vectors = tuple(decode(part, Values.FP32, count) for part in found.parts)
+        self._trainer.restore(TrainingState(last.version, last.step, last.optimizer_steps, vectors))
+        self._worklog.resumed(found.progress)
+        self.snapshots.note(found.progress)
+
+    def _progress(self, told: Told) -> Resumes:
+        return Resumes(
+            run_id=self.spec.run_id,
+            stage=self.stage,
+            epoch=self.epoch,
+            anchor=self._anchor,
+            log=told.log,
+            commitments=told.commitments,
+            applied_at=told.applied_at,
+            loaded=told.loaded,
+        )
 
     def _go_by(self, spec: RunSpec | None) -> None:
         if spec is not None and (digest := spec.digest()) != self.spec_digest:

@@ -17,7 +17,7 @@ from subnet.merging import compression
 from subnet.miner.snapshots import Snapshots
 from subnet.model.training_state import TrainingState
 from subnet.protocol.ids import Epoch, ItemId, Values
-from subnet.protocol.messages import Commitment, Logged
+from subnet.protocol.messages import Commitment, Logged, Resumes
 from subnet.scoring.audit import state_digest
 from subnet.transport.transfer import digest_of
 
@@ -53,6 +53,11 @@ class WorkLog:
         self._log, self._commitments, self._uploaded = [], [], -1
         self._applied_at, self._loaded = None, True
         self._commitments.append(self._commitment(state, encoded(state)))
+
+    def resumed(self, found: Resumes) -> None:
+        """Go on from what an earlier process wrote down up to its last committed state."""
+        self._log, self._commitments, self._uploaded = list(found.log), list(found.commitments), -1
+        self._applied_at, self._loaded, self._steps = found.applied_at, found.loaded, 0
 
     def ran(self, item: ItemId, version: int, stepped: bool) -> bool:
         """Note a pass; whether the inner step it led to makes a commitment due (`scoring.audit.course`)."""

@@ -116,13 +116,7 @@ class Replay(Trainer):
         # what comes before the merge was still done in the epoch before, at its learning rate
         epoch = Epoch(segment.epoch - (segment.applies_after is not None))
         self._outer = Outer(self._spec.merge, epoch, anchor_P, np.zeros_like(anchor_P))
-        self._kept.clear()
-        self._accumulated = 0
-        parameters_P, older_P, mean_P, square_P = (torch.from_numpy(part).to(self._device) for part in state.parts)
-        for vector_P in (older_P, parameters_P):
-            self._write_version(lambda out_P, value_P=vector_P: out_P.copy_(value_P))  # type: ignore[misc]
-        self.param_version, self._step = state.version, state.step
-        self._optimizer.restore(mean_P, square_P, state.optimizer_steps)
+        self.restore(state)
         self._uploaded_P = None if segment.applies_after is None else state.parts[0]
 
     def _apply(self, epoch: Epoch) -> np.ndarray:
@@ -154,8 +148,8 @@ class Replay(Trainer):
         """
         if self.step + 1 == segment.end_step:
             self.step_now()  # the end is an upload, which steps what is accumulated
-        if self._accumulated or self.step != segment.end_step:
-            said = f"the log ends at inner step {self.step} and {self._accumulated} gradients, not at a commitment"
+        if self.accumulated or self.step != segment.end_step:
+            said = f"the log ends at inner step {self.step} and {self.accumulated} gradients, not at a commitment"
             raise PeerFault(Reason.MALFORMED, said, "log")
         ours_P = self.local_parameters()
         ours = self.training_state()

@@ -1,7 +1,6 @@
 """One replica's training of one stage: passes, inner steps, and its part in a merge.
 
-Synchronous and without I/O, clock or randomness of its own: the same calls in the same order give the same bytes, which
-is what an audit replays.
+Synchronous, without I/O, clock or randomness of its own: the same calls in the same order give the same bytes.
 
 Law of versions: every vector of local parameters has a number, `param_version`; an inner step, a merge and a load each
 write the next one. A backward runs on its forward's parameters. The present version and the one before are alive; a
@@ -9,13 +8,11 @@ graph on an older one is dropped when the next is written, and its micro-batch i
 
 Law of states: between two inner steps (nothing accumulated) `training_state` is everything that decides what later
 passes compute. That is what miners commit and what `model.replay` goes on from on another machine.
-
 At most `graphs_max` graphs are kept. When all places are taken a forward runs without a graph and is computed again
 for its backward: gradients mostly return in order, so dropping older ones would lose more.
 
 Law of faults: a pass that fails changes nothing but its own kept graph; no NaN or infinity reaches accumulator,
 parameters or wire. `PeerFault.evidence` names the bad object: "stage_input", "gradient", or "own" for this stage's.
-
 Letters: B batch, T tokens, K boundary width, P flat parameters.
 """
 
@@ -56,7 +53,6 @@ class Trainer:
         self._shapes = layout.shapes_of(spec, stage)
         self._stage = PipelineStage(spec, stage, device)
         self.num_params = layout.num_params(self._shapes)
-        """P."""
         self.param_version = 0
         self.pass_version = 0
         """The version that the latest successful pass ran on."""
@@ -68,7 +64,8 @@ class Trainer:
         self._leaves = self._older_leaves = flat.leaves(self._parameters_P, self._shapes)
         self._kept: dict[int, Kept] = {}
         self._graphs_max = graphs_max
-        self._accumulated = 0
+        self.accumulated = 0
+        """Micro-batches whose gradient waits for the next inner step."""
         self._step = 0
         self._uploaded_P: np.ndarray | None = None
         self._outer: Outer | None = None
@@ -79,11 +76,6 @@ class Trainer:
     def epoch(self) -> Epoch:
         """The epoch of the anchor."""
         return self._anchor.epoch
-
-    @property
-    def accumulated(self) -> int:
-        """Micro-batches whose gradient waits for the next inner step."""
-        return self._accumulated
 
     def go_by(self, spec: RunSpec) -> None:
         """The owner tuned the rules: from here on these hold. Shapes and bytes are the same in all versions."""
@@ -96,7 +88,7 @@ class Trainer:
         """Start from a stage's epoch-start parameters; everything local is dropped."""
         self._outer = Outer(self._spec.merge, epoch, parameters_P, momentum_P)
         self._kept.clear()
-        self._accumulated, self._step, self._uploaded_P = 0, 0, None
+        self.accumulated, self._step, self._uploaded_P = 0, 0, None
         self._optimizer.reset()
         self._begin_at(torch.from_numpy(self._anchor.theta_P))
 
@@ -122,7 +114,7 @@ class Trainer:
 
     def _go_over_to(self, theta_P: Tensor) -> None:
         if self._uploaded_P is None:
-            self._accumulated = 0
+            self.accumulated = 0
             self._optimizer.reset()
             self._kept.clear()
             self._begin_at(theta_P)
@@ -147,14 +139,22 @@ class Trainer:
 
     def training_state(self) -> TrainingState:
         """A copy of the state; only between two inner steps."""
-        assert not self._accumulated, "a state has no accumulated gradient"
+        assert not self.accumulated, "a state has no accumulated gradient"
         moments = self._optimizer.moments()
         parts = tuple(flat.to_numpy(vector_P) for vector_P in (self._parameters_P, self._older_P, *moments))
         return TrainingState(self.param_version, self._step, self._optimizer.steps, parts)
 
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state at the same anchor: both living versions and the optimizer are as they were."""
+        local_P, older_P, mean_P, square_P = (torch.from_numpy(part).to(self._device) for part in state.parts)
+        self._begin_at(older_P)
+        self._write_version(lambda out_P: out_P.copy_(local_P))
+        self.accumulated, self._step, self.param_version = 0, state.step, state.version
+        self._optimizer.restore(mean_P, square_P, state.optimizer_steps)
+
     def step_now(self) -> None:
         """Step what is accumulated, as `close_epoch` does."""
-        if self._accumulated:
+        if self.accumulated:
             self._inner_step()
 
     def local_parameters(self) -> np.ndarray:
@@ -247,21 +247,21 @@ class Trainer:
         norm = flat.norm(gradients)
         if not np.isfinite(norm):
             raise _own_fault(f"the parameter gradient of micro-batch {micro_batch} has norm {norm}")
-        if self._accumulated:
+        if self.accumulated:
             torch._foreach_add_(self._gradient_views, gradients)
         else:
             torch._foreach_copy_(self._gradient_views, gradients)
-        self._accumulated += 1
+        self.accumulated += 1
         self.pass_version = kept.version
-        if self._accumulated == self._spec.inner.micro_batches_per_step:
+        if self.accumulated == self._spec.inner.micro_batches_per_step:
             self._inner_step()
         return data
 
     def _inner_step(self) -> None:
         """Mean gradient, clipped by the stage's norm, through AdamW into a new version."""
         inner = self._spec.inner
-        self._gradient_P.div_(self._accumulated)
-        self._accumulated = 0
+        self._gradient_P.div_(self.accumulated)
+        self.accumulated = 0
         if not np.isfinite(norm := float(self._gradient_P.norm())):
             raise _own_fault(f"the stage's gradient has norm {norm}; it was dropped")
         if norm > inner.clip_norm:

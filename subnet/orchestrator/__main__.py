@@ -232,7 +232,7 @@ def main(argv: list[str]) -> int:
         )
         telemetry.set_up("orchestrator", keypair.ss58_address, settings.log_level)
         try:
-            asyncio.run(until_stopped(settings, keypair))
+            asyncio.run(telemetry.counted(until_stopped(settings, keypair), Path(settings.run_dir)))
         except asyncio.CancelledError:
             logger.info("stopped; the journal is closed")
     return 0

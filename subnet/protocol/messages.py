@@ -269,12 +269,30 @@ Result = PassDone | UploadDone | ReduceDone | ApplyDone | SyncDone | RevealDone 
 # ---- requests --------------------------------------------------------------------------------------------------------
 
 
+class Resumes(Struct, frozen=True, kw_only=True):
+    """What a miner's process found on its disk: the training of the process before, up to a state it committed."""
+
+    run_id: RunId
+    stage: Annotated[int, Meta(ge=0)]
+    epoch: Annotated[int, Meta(ge=0)]
+    anchor: Hex64
+    """Digest of the parameters that the epoch began with."""
+    log: Annotated[tuple[Logged, ...], Meta(max_length=65_536)]
+    """Every pass since the upload or load before; the last commitment comes after all of them."""
+    commitments: Annotated[tuple[Commitment, ...], Meta(min_length=1, max_length=4096)]
+    applied_at: Annotated[int, Meta(ge=0)] | None
+    """As in UploadDone."""
+    loaded: bool
+
+
 class Join(Struct, frozen=True, kw_only=True, tag="join"):
     """A miner's process starts taking part. `session` names the process: a new one ends the hotkey's older one."""
 
     session: Name
     device: ShortText
     software: ShortText
+    resumes: Resumes | None = None
+    """What it would go on from, were the stage where it left it."""
 
 
 class Exchange(Struct, frozen=True, kw_only=True, tag="exchange"):
@@ -403,6 +421,8 @@ class Joined(Struct, frozen=True, kw_only=True, tag="joined"):
     data: tuple[Source, ...]
     """Tokenizer, training and validation files of the RunSpec with their URLs."""
     notice: Notice
+    resumed: bool = False
+    """Whether the miner goes on from what it said it resumes; else it starts at the epoch's parameters."""
     receipt: Receipt | None = None
 
 

@@ -116,7 +116,9 @@ class MergeSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """When a stage merges and by what arithmetic (ALGORITHMS 3 and 4)."""
 
     num_microbatches_min: Positive
-    """B_min, micro-batches a replica must have done for its pseudo-gradient to count."""
+    """B_min, micro-batches a replica does before its stage merges."""
+    counted_share: Fraction = 0.75
+    """Share of B_min from which a pseudo-gradient counts in a merge that was called; 1 is the primer's rule."""
     quorum: Fraction
     """q, share of a stage's live replicas that must reach B_min."""
     relax_after_s: Seconds

@@ -151,7 +151,7 @@ class _Forger(Replay):
 
     def _finish(self, micro_batch: int, kept: Kept, gradient_BTK: Tensor | None) -> bytes | None:
         if self._gradients == self.scaled:
-            self._before_P = self._gradient_P * bool(self._accumulated)
+            self._before_P = self._gradient_P * bool(self.accumulated)
         self._gradients += 1
         data = super()._finish(micro_batch, kept, gradient_BTK)
         self._rescale()

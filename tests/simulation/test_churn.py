@@ -119,3 +119,30 @@ async def test_a_run_that_loses_miners_again_and_again(make_world: MakeWorld, li
     for hotkey, miner in world.miners.items():
         assert 0 < sum(miner.credited.values()) <= world.state.ledger.total(hotkey) + 1e-9
         assert not world.state.miners[hotkey].faults
+
+
+async def test_a_killed_miner_goes_on_from_its_last_committed_state(
+    make_world: MakeWorld, lively: dict[str, Any]
+) -> None:
+    """5. With audits, states are committed on each miner's disk: one that is killed in mid-epoch and started again goes
+    on from the last of them. What it was credited before is in the merge, its log of both lives passes the audit, and
+    all parties agree on the parameters."""
+    audited = {"rate": 1.0, "settled_epochs": 100, "segment_steps": 1, "micro_batches_per_step": 1}
+    async with make_world(2, 2, b_min=16, **lively, **audited) as world:
+        for number in range(4):
+            await world.start(f"miner{number}", compute_s=0.3)
+        validator = world.start_validator()
+        victim = Hotkey("miner3")
+        await world.until(lambda s: victim in s.miners and s.stage_of(victim).contributions.get(victim, 0) >= 6)
+        before = world.state.stage_of(victim).contributions[victim]
+        world.kill("miner3")
+        session, done = world.state.miners[victim].session, world.state.completed
+        await world.until(lambda state: state.completed > done)
+        await world.start("miner3", compute_s=0.3)
+        await world.until(lambda s: s.miners[victim].session != session)
+        assert before - 1 <= world.state.stage_of(victim).contributions[victim] <= before
+        await world.finished()
+        await validator.finished.wait()
+    standing = world.state.pay.standing[victim]
+    assert standing.passed == 2 and not standing.failed and not any(m.faults for m in world.state.miners.values())
+    assert all(record.replicas == 2 for stage in world.state.stages for record in stage.merges)

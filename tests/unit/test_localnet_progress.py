@@ -52,6 +52,15 @@ def test_a_quiet_run_says_one_line_in_ten_seconds() -> None:
     assert line == "epochs 0: 41 micro-batches, 41,984 tokens, 4,096 tokens/s, training loss 8.250, 4 in flight"
 
 
+def test_goodput_is_told_as_of_the_last_merge() -> None:
+    """1b. What was given out since cannot be merged yet: between two merges the figure would only fall."""
+    shown = Progress(NAMES)
+    assert "goodput" not in shown.lines(status(10, passes_started=30), 10.0)[-1]
+    shown.lines(status(20, passes_started=50, passes_merged=40), 15.0)
+    (line,) = shown.lines(status(30, passes_started=80, passes_merged=40), 25.0)
+    assert line.endswith("4 in flight, goodput 80% at the last merge")
+
+
 def test_merges_and_losses_are_told_once() -> None:
     """2. A merge record stays in the status for good; its line appears once."""
     shown = Progress(NAMES)

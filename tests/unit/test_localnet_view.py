@@ -31,6 +31,8 @@ FULL: dict[str, Any] = {
     "target_epochs": 6,
     "micro_batches": 412,
     "abandoned": 1,
+    "passes_started": 2000,
+    "passes_merged": 1600,
     "tokens": 421888,
     "first_completed_at": 1000.0,
     "last_completed_at": 1059.0,
@@ -144,7 +146,8 @@ def test_everything_is_on_one_page() -> None:
     """1. An operator looks up from something else: how far, how fast, how well, who, why, and what was paid."""
     said = text(read(FULL), SUBNET)
     for part in (
-        "1:50 · epoch 2 of 6 · 412 micro-batches · 421,888 tokens · 42,189 tokens/s · 6 in flight · 1 abandoned",
+        "1:50 · epoch 2 of 6 · 412 micro-batches · 421,888 tokens · 42,189 tokens/s · 6 in flight · 1 abandoned"
+        " · goodput 80%",
         "training 5.558 ▁   validation 5.420 after 2 epochs █▃▁",
         "1 newest, 12 shards: 8 agreed, 2 single, 1 lost, 1 disputed",
         "9 passed, 1 failed, 2 not revealed, 3 open, 1 unreadable; replays cost 3.0% of training compute",

@@ -137,7 +137,7 @@ def main(argv: list[str]) -> int:
         settings = config.parse(LocalChainConfig, written, "python -m subnet.chain.local")
         telemetry.set_up("chain", "", settings.log_level)
         try:
-            asyncio.run(until_stopped(settings))
+            asyncio.run(telemetry.counted(until_stopped(settings), Path(settings.state)))
         except asyncio.CancelledError:
             logger.info("stopped; the chain is on disk")
     return 0
