@@ -11,6 +11,7 @@ from typing import NamedTuple
 from subnet.adversaries.freeloader import Freeloader
 from subnet.adversaries.lazy_backward import LazyBackward
 from subnet.adversaries.names import Name
+from subnet.adversaries.poisoner import Poisoner
 from subnet.adversaries.update_skipper import UpdateSkipper
 from subnet.adversaries.wrong_merger import WrongMerger
 from subnet.errors import ConfigError
@@ -30,6 +31,7 @@ CATALOGUE: dict[str, Adversary] = {
     Name.LAZY_BACKWARD: Adversary(trainer=LazyBackward),
     Name.WRONG_MERGER: Adversary(reduction=WrongMerger),
     Name.UPDATE_SKIPPER: Adversary(trainer=UpdateSkipper),
+    Name.POISONER: Adversary(trainer=Poisoner),
 }
 
 

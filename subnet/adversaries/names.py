@@ -13,3 +13,4 @@ class Name(StrEnum):
     LAZY_BACKWARD = "lazy-backward"
     WRONG_MERGER = "wrong-merger"
     UPDATE_SKIPPER = "update-skipper"
+    POISONER = "poisoner"

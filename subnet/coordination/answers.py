@@ -11,8 +11,17 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 from subnet.coordination.machine import Decision
+from subnet.coordination.merge_state import InspectMerge
 from subnet.coordination.state import CheckObject, DrawSecret, Effect, ReadChain, RecomputeShard
-from subnet.protocol.messages import ChainSeen, Envelope, ObjectChecked, RunResumed, SecretDrawn, ShardRecomputed
+from subnet.protocol.messages import (
+    ChainSeen,
+    Envelope,
+    MergeInspected,
+    ObjectChecked,
+    RunResumed,
+    SecretDrawn,
+    ShardRecomputed,
+)
 
 SLACK_BLOCKS = 10
 """Between a look at the chain and the block after an epoch's end: two readings of one node may cross."""
@@ -68,6 +77,8 @@ class Answers:
                 return None if message.closes is None else ("a block", message.closes)
             case ShardRecomputed():
                 return "a shard", message.stage, message.epoch, message.shard
+            case MergeInspected():
+                return "an inspection", message.stage, message.epoch, message.number
             case ObjectChecked():
                 look = ("a look", message.key)
                 if self._asked[look]:
@@ -100,5 +111,7 @@ class Answers:
                     shard = ("a shard", effect.stage, effect.epoch, effect.assignment.shard.index)
                     self._asked[shard] += 1
                     self._uploads[shard] = tuple(entry.source.key for entry in effect.manifest)
+                case InspectMerge():
+                    self._asked["an inspection", effect.stage, effect.epoch, effect.number] += 1
                 case _:
                     pass

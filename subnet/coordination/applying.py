@@ -10,7 +10,7 @@ from collections import Counter
 
 from subnet.coordination import dossiers, overdue, phases, reducing, routing, tuning, verdicts
 from subnet.coordination.index import index_of
-from subnet.coordination.merge_state import Merge
+from subnet.coordination.merge_state import CLOSED_KEPT, ClosedMerge, Merge
 from subnet.coordination.merge_work import give, item_id, merge_work_of, next_number, open_offers, withdraw_all
 from subnet.coordination.state import Deliver, DropEpoch, Effect, MergeRecord, Miner, Say, StageState, State
 from subnet.merging import agreement, compression
@@ -156,15 +156,44 @@ def _turn_epoch(
             state.incident(Reason.SKIPPED_MERGE, said, hotkey)
     record = _record(stage, merge, at)
     stage.merges.append(record)
-    # at the last stage one pass is a micro-batch's forward and backward
-    state.passes_merged += record.batch * (1 if stage.stage == len(state.stages) - 1 else 2)
+    state.passes_merged += record.batch * passes_each(state, stage)
+    stage.closed = [*stage.closed, closed(state, stage, merge)][-CLOSED_KEPT:]
     stage.norms = (stage.norms + [[u.norm for h, u in merge.uploads.items() if h not in merge.excluded]])[-NORM_EPOCHS:]
-    stage.parameters, stage.momentum, stage.merge = *published, None
+    stage.parameters, stage.momentum = published
     sentence = (
         f"merged {record.replicas} replicas, {record.batch} micro-batches, {record.shards} shards"
         f" ({record.agreed} agreed, {record.single} single, {record.lost} lost, {record.disputed} disputed)"
         + (f", {record.handed_on} of them handed on" if record.handed_on else "")
     )
+    return begin_next(state, stage, merge, at, sentence)
+
+
+def passes_each(state: State, stage: StageState) -> int:
+    """Of a micro-batch: at the last stage one pass is its forward and backward."""
+    return 1 if stage.stage == len(state.stages) - 1 else 2
+
+
+def closed(state: State, stage: StageState, merge: Merge) -> ClosedMerge:
+    """What it takes to do the merge once more."""
+    return ClosedMerge(
+        epoch=stage.epoch,
+        generation=state.poison.generation + 1,
+        before=stage.generation,
+        parameters=stage.parameters,
+        momentum=stage.momentum,
+        norms=stage.norms,
+        uploads=merge.uploads,
+        excluded=merge.excluded,
+        attempt=merge.attempt,
+        redone=merge.redone,
+    )
+
+
+def begin_next(state: State, stage: StageState, merge: Merge, at: float, sentence: str) -> list[Effect]:
+    """The stage's parameters are those of its next epoch: it begins."""
+    stage.merge = None
+    state.poison.generation += 1
+    stage.generation = state.poison.generation
     line = phases.move(stage, Phase.TRAINING, at, Reason.OK, sentence)
     stage.epoch = Epoch(stage.epoch + 1)
     stage.opened_at = at

@@ -22,6 +22,8 @@ class Given(Struct):
     """Its result came when the upload was in already: it belongs into the next log."""
     forgotten: bool = False
     """The process that did it is gone, or dropped what it had trained: it need not be in a log."""
+    excused: bool = False
+    """A roll-back took it out of every log: it is paid as it is."""
 
 
 class Dossier(Struct):

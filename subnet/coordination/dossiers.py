@@ -141,6 +141,29 @@ def uploaded(state: State, stage: StageState, hotkey: Hotkey, source: Source, do
         state.pay.fresh.discard(hotkey)
 
 
+def excuse(state: State, stage: StageState, epoch: int, *, running: bool = False) -> None:
+    """The stage goes back to the end of `epoch`: what its replicas did since is in no log that counts, by no fault of
+    theirs. `running`: back to the start of `epoch` itself, which has no merge yet."""
+    for later in sorted(e for e in state.pay.dossiers if e > epoch):
+        moved = {h: dossier for h, dossier in state.pay.dossiers[later].items() if dossier.stage == stage.stage}
+        for hotkey, dossier in moved.items():
+            del state.pay.dossiers[later][hotkey]
+            for given in dossier.given.values():
+                _excuse(given)
+            # the next log follows the one of `epoch`, and may know these passes still
+            empty = Dossier(stage=stage.stage, rules=dossier.rules, anchor=dossier.anchor)
+            state.pay.dossiers.setdefault(epoch, {}).setdefault(hotkey, empty).given.update(dossier.given)
+    for dossier in state.pay.dossiers.get(epoch, {}).values():
+        for given in dossier.given.values() if dossier.stage == stage.stage else ():
+            if running or given.late:
+                _excuse(given)
+
+
+def _excuse(given: Given) -> None:
+    given.excused = given.excused or not given.forgotten
+    given.forgotten = True
+
+
 def unlogged_units(state: State, dossier: Dossier) -> float:
     """Work units of credited passes that are in no accepted log: whoever could be paid for them could not be audited.
 
@@ -151,7 +174,7 @@ def unlogged_units(state: State, dossier: Dossier) -> float:
     return dossier.left_unlogged + math.fsum(
         work_units(given.work.kind, given.work.stage, flops)
         for item, given in dossier.given.items()
-        if given.credited and item not in logged and not (given.late and not given.forgotten)
+        if given.credited and item not in logged and not given.excused and not (given.late and not given.forgotten)
     )
 
 

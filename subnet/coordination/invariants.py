@@ -16,7 +16,7 @@ from subnet.coordination.state import MicroBatch, Offer, StageState, State
 from subnet.protocol.ids import Pass, Phase
 from subnet.protocol.messages import PassWork, ReduceWork
 
-_STEPS = {Phase.UPLOADING: ("drain", "upload"), Phase.MERGING: ("reduce", "apply")}
+_STEPS = {Phase.UPLOADING: ("drain", "upload"), Phase.MERGING: ("reduce", "apply", "inspect")}
 
 
 def broken(state: State) -> Iterator[str]:

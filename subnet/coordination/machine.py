@@ -22,6 +22,7 @@ from subnet.coordination import (
     passes,
     rebalancing,
     reviews,
+    rolling_back,
     rounds,
     routing,
 )
@@ -148,6 +149,7 @@ def _go_on(state: State, at: float) -> list[Effect]:
     if not finished(state):
         effects += members.notice_silence(state, at)
     effects += rebalancing.fill_empty(state, at)
+    effects += rolling_back.advance(state, at)
     if state.secrets:
         effects += rounds.advance_all(state, at)
         effects += rebalancing.strengthen(state, at)

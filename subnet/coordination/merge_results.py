@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from subnet.coordination import dossiers, members, reducing, routing
+from subnet.coordination import dossiers, members, poison, reducing, routing
 from subnet.coordination.index import index_of
 from subnet.coordination.merge_state import Merge, Reduced, Upload
 from subnet.coordination.passes import reject, verdict
@@ -158,6 +158,8 @@ def fail(state: State, offer: Offer, failed: Failed) -> tuple[Verdict, list[Effe
         miner.synced_epoch = -1
         index_of(state).file_miner(state, miner)
         merge.applied.pop(offer.hotkey, None)
+        if failed.reason is Reason.NOT_FINITE and failed.object_key is None:
+            poison.note_overflow(state, stage, merge, offer.hotkey)
     return answer, []
 
 
@@ -194,7 +196,7 @@ def checked(state: State, key: ObjectKey, reason: Reason) -> str:
     parsed = keys.parse(key)
     stage = state.stages[parsed.stage]
     merge = stage.merge
-    if merge is None or parsed.epoch != stage.epoch:
+    if merge is None or parsed.epoch != stage.epoch or merge.step == "inspect":  # then every upload is looked at
         return f"{key} was checked, but nobody waits for it any more"
     accusers = merge.checking.pop(key, [])
     if reason is Reason.OK:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from subnet.merging.butterfly import Assignment
-from subnet.protocol.ids import Digest, Hotkey, ItemId
+from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, Stage
 from subnet.protocol.keys import ObjectKey
-from subnet.protocol.messages import ManifestEntry, MergedShard, RangeSource, Source
+from subnet.protocol.messages import ManifestEntry, MergedShard, RangeSource, Source, UploadSeen
+
+CLOSED_KEPT = 2
+"""Merges of a stage that may be taken back: it may be two epochs past the merge that spoilt the last stage's losses."""
 
 
 class Upload(Struct):
@@ -28,6 +31,46 @@ class Reduced(Struct):
     """What its maker says of each shard, in the order in which they lie in the object."""
 
 
+class Inspection(Struct):
+    """The orchestrator looks at every upload of a merge, because the epoch that followed it went wrong."""
+
+    number: int
+    """Of the question."""
+    chunks: tuple[int, ...] = ()
+    """Which chunks are read; empty: all."""
+    contributions: tuple[UploadSeen, ...] | None = None
+    """The answer."""
+
+
+class InspectMerge(Struct, frozen=True):
+    """An effect: look at every upload of a merge that poisoned the run and journal a MergeInspected."""
+
+    stage: Stage
+    epoch: Epoch
+    number: int
+    uploads: dict[Hotkey, Upload]
+    chunks: tuple[int, ...]
+    """Which chunks to read; empty: all."""
+
+
+class ClosedMerge(Struct):
+    """A merge that was done, kept while it may still be taken back."""
+
+    epoch: Epoch
+    generation: int
+    """Which merge of the run it was, counted over all stages."""
+    before: int
+    """Generation of what the epoch had started from."""
+    parameters: Source
+    """What the epoch had started from."""
+    momentum: Source
+    norms: list[list[float]]
+    uploads: dict[Hotkey, Upload]
+    excluded: list[Hotkey]
+    attempt: int
+    redone: int
+
+
 class Merge(Struct):
     """A stage's merge in progress."""
 
@@ -38,7 +81,7 @@ class Merge(Struct):
     next_rules: int = 0
     """Which of the run's RunSpecs the next epoch goes by; settled when training closed."""
     step: str = "drain"
-    """drain, upload, reduce, apply."""
+    """drain, upload, reduce, apply; inspect where it was taken up again."""
     attempt: int = 0
     """Grows whenever the step begins anew."""
     weights: dict[Hotkey, int] = field(default_factory=dict)
@@ -67,6 +110,11 @@ class Merge(Struct):
     shards: tuple[MergedShard, ...] = ()
     applied: dict[Hotkey, tuple[Digest, Digest]] = field(default_factory=dict)
     published: dict[Hotkey, tuple[Source, Source]] = field(default_factory=dict)
+    overflowed: list[Hotkey] = field(default_factory=list)
+    """Who could not apply it, because the result is not finite."""
+    redone: int = 0
+    """How often it was taken up again after it had poisoned the run."""
+    inspection: Inspection | None = None
 
     @property
     def reports(self) -> dict[Hotkey, dict[int, Digest]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from subnet.coordination import audits, members, merge_results, passes, resuming, tuning
+from subnet.coordination import audits, inspecting, members, merge_results, passes, resuming, tuning
 from subnet.coordination.state import Effect, Say, StageState, State
 from subnet.errors import InvariantViolation
 from subnet.protocol import keys
 from subnet.protocol.messages import (
     Anchored,
     ChainSeen,
+    MergeInspected,
     ObjectChecked,
     OwnRecord,
     Refused,
@@ -45,6 +46,8 @@ def note(state: State, record: OwnRecord, at: float) -> list[Effect]:
             return _recomputed(state, record)
         case ObjectChecked():
             return _object_checked(state, record)
+        case MergeInspected():
+            return inspecting.inspected(state, record)
         case Refused():
             state.refusals[record.reason] = state.refusals.get(record.reason, 0) + record.times
             return []

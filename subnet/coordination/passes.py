@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 
-from subnet.coordination import dossiers, overdue, quorum, routing
+from subnet.coordination import dossiers, overdue, poison, quorum, routing
 from subnet.coordination.index import index_of
+from subnet.coordination.merge_state import CLOSED_KEPT
 from subnet.coordination.state import LOSSES_KEPT, CheckObject, Effect, MicroBatch, Offer, State
 from subnet.protocol import keys
 from subnet.protocol.ids import Hotkey, ItemId, MicroBatchId, Pass
@@ -64,7 +65,7 @@ def _merge_item_owner(state: State, item: ItemId) -> Hotkey | None:
     match = _MERGE_ITEM.fullmatch(item)
     if match is None or int(match[1]) >= len(state.stages) or int(match[3]) > state.merge_items:
         return None
-    known = Hotkey(match[4]) in state.miners and int(match[2]) <= state.stages[int(match[1])].epoch
+    known = Hotkey(match[4]) in state.miners and int(match[2]) <= state.stages[int(match[1])].epoch + CLOSED_KEPT
     return Hotkey(match[4]) if known else None
 
 
@@ -83,12 +84,16 @@ def accept(state: State, offer: Offer, done: PassDone, at: float) -> Verdict:
     batch = state.micro_batches[work.micro_batch]
     problem = _problem(work, done)
     if problem is not None:
+        if problem[0] is Reason.NOT_FINITE:
+            poison.note_not_finite(state, batch, offer.hotkey, blamed=True)
         _bar(state, batch, offer)
         return reject(state, done.item, problem[0], problem[1], offer.hotkey)
     dossiers.answered(state, offer.hotkey, done, credited=True)
     state.compute_s += min(done.compute_s, at - offer.offered_at)
     routing.note_speed(state, state.miners[offer.hotkey], work.kind, at - offer.offered_at)
     units = _apply(state, batch, offer, work, done)
+    if done.loss is not None:
+        poison.note_loss(state, batch, offer.hotkey, done.loss)
     routing.close_offers(state, batch)
     routing.dequeue(state, batch)
     batch.barred.clear()
@@ -131,6 +136,8 @@ def _apply(state: State, batch: MicroBatch, offer: Offer, work: PassWork, done: 
             hop.forward_by, hop.forward_epoch, batch.loss = offer.hotkey, stage.epoch, done.loss
         elif hop.forward_by is not None:
             state.ledger.settle(stage.epoch, hop.forward_by, offer.hotkey)
+    if work.kind is not Pass.BACKWARD:
+        batch.generation = max(batch.generation, stage.generation)
     units = _units(state, work.kind, work.stage)
     state.ledger.credit(stage.epoch, offer.hotkey, work.kind, units)
     credited = state.miners[offer.hotkey].credited
@@ -183,6 +190,8 @@ def fail(state: State, offer: Offer, failed: Failed) -> tuple[Verdict, list[Effe
     assert isinstance(work, PassWork)
     batch = state.micro_batches[work.micro_batch]
     blamed = next((s for s in (work.stage_input, work.gradient) if s is not None and s.key == failed.object_key), None)
+    if failed.reason is Reason.NOT_FINITE and blamed is None:
+        poison.note_not_finite(state, batch, offer.hotkey, blamed=False)
     _bar(state, batch, offer)
     said = f"noted; the piece is offered to others ({failed.sentence})"
     answer = verdict(failed.item, "applied", failed.reason, said)

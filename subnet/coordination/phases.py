@@ -6,6 +6,8 @@ TRAINING ──► UPLOADING ──► MERGING ──► TRAINING (next epoch)
    ▲            │ nothing uploaded        │
    ├────────────┘                         ▼
    └───────────────────────────────── PAUSED (target reached, or the operator)
+
+A merge that poisoned the run is taken up again: TRAINING, UPLOADING and MERGING ──► MERGING.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from subnet.protocol.ids import Phase
 from subnet.protocol.reasons import Reason
 
 TABLE: dict[Phase, frozenset[Phase]] = {
-    Phase.TRAINING: frozenset({Phase.UPLOADING, Phase.PAUSED}),
+    Phase.TRAINING: frozenset({Phase.UPLOADING, Phase.PAUSED, Phase.MERGING}),
     Phase.UPLOADING: frozenset({Phase.MERGING, Phase.TRAINING}),
-    Phase.MERGING: frozenset({Phase.TRAINING, Phase.PAUSED}),
+    Phase.MERGING: frozenset({Phase.TRAINING, Phase.PAUSED, Phase.MERGING}),
     Phase.PAUSED: frozenset({Phase.TRAINING}),
 }
 

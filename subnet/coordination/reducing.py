@@ -15,6 +15,7 @@ from subnet.coordination.merge_state import Merge, Reduced
 from subnet.coordination.merge_work import next_number, open_offers, resume_training, withdraw_all
 from subnet.coordination.state import Effect, RecomputeShard, StageState, State
 from subnet.merging import agreement, butterfly, compression, reduction
+from subnet.protocol.draw import draw_bytes
 from subnet.protocol.ids import Hotkey, ItemId, Values
 from subnet.protocol.messages import ApplyWork, ManifestEntry, MergedShard, RangeSource, ReduceWork, Shard
 from subnet.protocol.reasons import Reason
@@ -107,6 +108,11 @@ def _name_faulty(state: State, stage: StageState, merge: Merge, faulty: Mapping[
         state.incident(Reason.WRONG_SHARD, said, hotkey)
 
 
+def _secret(state: State, merge: Merge) -> bytes:
+    """A merge that was taken up again draws anew: its owners of before may be known."""
+    return draw_bytes(state.secret(), "taken up again", merge.redone) if merge.redone else state.secret()
+
+
 def _assign(state: State, stage: StageState, merge: Merge, at: float) -> list[Effect]:
     merge.manifest = _manifest(state, stage, merge)
     if not merge.manifest:
@@ -116,7 +122,7 @@ def _assign(state: State, stage: StageState, merge: Merge, at: float) -> list[Ef
         stage.sentence = "waiting for a miner: nobody is there to reduce the shards"
         return []
     count, rules = state.spec.stages[stage.stage].num_params, state.rules_of(stage.stage).merge
-    merge.assignments = butterfly.assign(state.secret(), stage.stage, stage.epoch, able, count, rules.copies)
+    merge.assignments = butterfly.assign(_secret(state, merge), stage.stage, stage.epoch, able, count, rules.copies)
     shares: dict[Hotkey, list[Shard]] = {}
     for shard, asked in merge.assignments:
         for hotkey in asked:

@@ -6,7 +6,7 @@ shell was asked for without an answer in the journal is asked again.
 
 from __future__ import annotations
 
-from subnet.coordination import merge_results, phases, reducing
+from subnet.coordination import inspecting, merge_results, phases, reducing
 from subnet.coordination.index import rebuild
 from subnet.coordination.state import CheckObject, Effect, Say, State
 from subnet.protocol.ids import Phase
@@ -24,6 +24,7 @@ def resume(state: State, message: RunResumed, at: float) -> list[Effect]:
     for audit in state.pay.audits.values():
         audit.deadline = at + state.spec.audit.replay_deadline_s
     state.target_epochs = message.target_epochs
+    state.poison.counted_from = at
     for miner in state.miners.values():
         if miner.live:
             miner.last_seen = at
@@ -35,6 +36,7 @@ def resume(state: State, message: RunResumed, at: float) -> list[Effect]:
         if stage.merge is not None:
             stage.merge.deadline = at + state.rules_of(stage.stage).merge.upload_deadline_s
             effects += merge_results.open_checks(stage.merge) + reducing.unanswered(stage, stage.merge)
+            effects += inspecting.unanswered(stage, stage.merge)
         if stage.phase is Phase.PAUSED and (not message.target_epochs or stage.epoch < message.target_epochs):
             effects.append(Say(phases.move(stage, Phase.TRAINING, at, Reason.OK, "the run goes on")))
     rebuild(state)

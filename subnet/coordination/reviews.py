@@ -67,6 +67,9 @@ def evaluated(state: State, sender: Hotkey, message: Evaluated, at: float) -> Re
     known = {evaluation.epoch for evaluation in state.evaluations}
     if message.epoch in known or message.epoch > min(stage.epoch for stage in state.stages):
         return members.refusal(Reason.NOT_ALLOWED, f"epoch {message.epoch} is measured already, or not there yet")
+    current = [stage.parameters.digest for stage in state.stages if stage.epoch == message.epoch]
+    if state.poison.count and len(current) == len(state.stages) and tuple(current) != message.parameters:
+        return members.refusal(Reason.NOT_ALLOWED, f"epoch {message.epoch} starts with other parameters since")
     state.evaluations.append(
         Evaluation(epoch=Epoch(message.epoch), loss=message.loss, num_tokens=message.num_tokens, at=at)
     )

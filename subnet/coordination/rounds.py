@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from subnet.coordination import applying, dossiers, phases, quorum, reducing
+from subnet.coordination import applying, dossiers, phases, poison, quorum, reducing
 from subnet.coordination.index import NEVER, index_of
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import give, item_id, next_number, open_offers, resume_training, withdraw_all
@@ -119,6 +119,7 @@ def _maybe_close(state: State, stage: StageState, at: float) -> list[Effect]:
         return []
     grace_s = state.rules_of(stage.stage).merge.grace_s
     stage.merge = Merge(closed_at=at, deadline=at + grace_s, next_rules=len(state.versions) - 1)
+    stage.merge.excluded = poison.set_aside(state, stage)
     return [Say(phases.move(stage, Phase.UPLOADING, at, Reason.MERGE_RUNNING, sentence))]
 
 

@@ -13,7 +13,8 @@ from msgspec import Struct, field
 from subnet.coordination.audit_state import Pay
 from subnet.coordination.balance_state import Balance
 from subnet.coordination.index import index_of
-from subnet.coordination.merge_state import Merge
+from subnet.coordination.merge_state import ClosedMerge, InspectMerge, Merge
+from subnet.coordination.poison_state import Poison
 from subnet.merging.butterfly import Assignment
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, MicroBatchId, Pass, Phase, Stage
 from subnet.protocol.messages import ManifestEntry, Notice, RangeSource, Source, Work
@@ -63,6 +64,8 @@ class MicroBatch(Struct):
     accused: Source | None = None
     """An input of the due piece that somebody could not use: withheld until the orchestrator has looked at it."""
     accusers: list[Hotkey] = field(default_factory=list)
+    generation: int = 0
+    """Of the newest parameters that its forwards ran on; see `poison`."""
 
 
 class Offer(Struct):
@@ -127,6 +130,8 @@ class MergeRecord(Struct):
     done_at: float
     handed_on: int = 0
     """Shards that nobody would have reduced, had they not been given to others within the merge."""
+    undone: bool = False
+    """It poisoned the run and was taken back."""
 
 
 class StageState(Struct):
@@ -153,6 +158,10 @@ class StageState(Struct):
     norms: list[list[float]] = field(default_factory=list)
     """Pseudo-gradient norms of the last five epochs."""
     merges: list[MergeRecord] = field(default_factory=list)
+    closed: list[ClosedMerge] = field(default_factory=list)
+    """Its latest merges, while they may be taken back."""
+    generation: int = 0
+    """How many merges the run had seen when these parameters came into use."""
     uploaded_at: float = 0.0
     reduced_at: float = 0.0
     empty_since: float | None = None
@@ -216,6 +225,7 @@ class State(Struct, dict=True):
     ledger: Ledger = field(default_factory=Ledger)
     pay: Pay = field(default_factory=Pay)
     balance: Balance = field(default_factory=Balance)
+    poison: Poison = field(default_factory=Poison)
     compute_s: float = 0.0
     """What miners said their accepted passes took."""
     recent_losses: list[float] = field(default_factory=list)
@@ -314,4 +324,4 @@ class Say(Struct, frozen=True):
     sentence: str
 
 
-Effect = Deliver | CheckObject | RecomputeShard | ReadChain | DrawSecret | DropEpoch | Say
+Effect = Deliver | CheckObject | RecomputeShard | InspectMerge | ReadChain | DrawSecret | DropEpoch | Say

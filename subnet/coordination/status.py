@@ -41,6 +41,7 @@ def status(state: State) -> dict[str, Any]:
             {"at": i.at, "reason": i.reason, "sentence": i.sentence, "hotkey": i.hotkey}
             for i in state.incidents[-INCIDENTS_SHOWN:]
         ],
+        "rollbacks": roll_back_rows(state),
         "audits": _audits(state),
         "pay": _pay(state),
         "chain": _chain(state),
@@ -94,6 +95,22 @@ def _chain(state: State) -> dict[str, Any]:
         "hyperparameters": chain.hyperparameters,
         "anchor": chain.anchor,
     }
+
+
+def roll_back_rows(state: State) -> list[dict[str, Any]]:
+    """Merges that were taken back: when, why, who spoilt them, and what came of it."""
+    rolling = state.poison.rolling
+    return [
+        {
+            "at": one.at,
+            "epoch": one.epoch,
+            "sentence": one.sentence,
+            "stages": one.stages,
+            "offenders": one.offenders,
+            "outcome": one.outcome or "the orchestrator looks at the uploads",
+        }
+        for one in (*state.poison.roll_backs, *([rolling] if rolling else []))
+    ]
 
 
 def _audits(state: State) -> dict[str, Any]:
@@ -159,6 +176,7 @@ def merge_row(record: MergeRecord) -> dict[str, Any]:
         "handed_on": record.handed_on,
         "faulty": record.faulty,
         "disagreements": record.disagreements,
+        "undone": record.undone,
         "drain_s": record.uploaded_at - record.closed_at,
         "merge_s": record.done_at - record.uploaded_at,
     }

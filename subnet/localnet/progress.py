@@ -27,6 +27,7 @@ class Progress:
         self._phases: dict[int, tuple[int, str]] = {}
         self._live: dict[str, int] = {}
         self._merges: set[tuple[int, int]] = set()
+        self._rolled: dict[float, str] = {}
         self._evaluations: set[int] = set()
         self._verdicts: dict[str, Verdicts] = {}
         self._paid: dict[str, str] = {}
@@ -46,6 +47,7 @@ class Progress:
         return [
             *self._membership(status),
             *self._stages(status),
+            *self._roll_backs(status),
             *self._losses(status),
             *self._audits(status.audits),
             *self._pay(status.pay),
@@ -81,6 +83,14 @@ class Progress:
             self._phases[stage.stage] = (stage.epoch, stage.phase)
             if before is not None and before != (stage.epoch, stage.phase) and stage.phase in ("uploading", "paused"):
                 yield printable(f"stage {stage.stage} {stage.phase}, epoch {stage.epoch}: {stage.sentence}")
+
+    def _roll_backs(self, status: Status) -> Iterator[str]:
+        for one in status.rollbacks:
+            if self._rolled.get(one.at) != one.outcome:
+                self._rolled[one.at] = one.outcome
+                yield printable(f"epoch {one.epoch} is rolled back: {one.sentence}: {one.outcome}")
+                for hotkey, why in one.offenders.items():
+                    yield printable(f"{self._name(hotkey)} spoilt epoch {one.epoch}: {why}")
 
     def _losses(self, status: Status) -> Iterator[str]:
         for evaluation in status.evaluations:

@@ -123,6 +123,16 @@ class Chain(Struct):
     """The newest one."""
 
 
+class RollBack(Struct):
+    """A poisoned merge that was taken back."""
+
+    at: float = 0.0
+    epoch: int = 0
+    sentence: str = ""
+    offenders: dict[str, str] = field(default_factory=dict)
+    outcome: str = ""
+
+
 class Status(Struct):
     """The part of the public status that the launcher uses."""
 
@@ -144,6 +154,7 @@ class Status(Struct):
     last_completed_at: float = 0.0
     incident_count: int = 0
     incidents: list[Incident] = field(default_factory=list)
+    rollbacks: list[RollBack] = field(default_factory=list)
     audits: Audits = field(default_factory=Audits)
     pay: Pay = field(default_factory=Pay)
     chain: Chain = field(default_factory=Chain)
@@ -153,7 +164,7 @@ class Status(Struct):
     @property
     def goodput(self) -> float | None:
         """Share of the passes given out whose gradient is in a merge; None before the first merge."""
-        return self.passes_merged / self.passes_started if self.passes_merged else None
+        return self.passes_merged / self.passes_started if self.passes_merged and self.passes_started else None
 
     @property
     def weights_block(self) -> int:

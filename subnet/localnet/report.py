@@ -17,6 +17,7 @@ from msgspec import Struct, field
 
 from subnet.chain.base import Subnet
 from subnet.coordination.state import MergeRecord, State
+from subnet.coordination.status import roll_back_rows
 from subnet.localnet import closing, pay_report
 from subnet.localnet.faults import ChainFaultRecord, Fault, FaultRecord
 from subnet.localnet.folder import RunFolder, TextFacts
@@ -67,6 +68,7 @@ async def write(
         "unigram_entropy": text.unigram_entropy,
         "wire": wire(state),
         "merges": merges(state),
+        "rollbacks": roll_back_rows(state),
         "audits": pay_report.audits(state, names),
         "clasp": None,
         **pay_report.pay(state, names, subnet, folded.anchors),
@@ -250,6 +252,8 @@ def summary(report: Mapping[str, Any], path: Path) -> list[str]:
         lines.insert(2, f"loss      {course} on held-out text (unigram entropy {report['unigram_entropy']:.3f})")
     if ratio:
         lines.append(f"wire      boundaries {ratio:.1f}x below bf16, {2 * ratio:.1f}x below fp32, framing included")
+    for one in report["rollbacks"]:
+        lines.append(f"rollback  epoch {one['epoch']}: {one['sentence']}; {one['outcome']}")
     if report["faults"]["injected"]:
         lines.append(f"faults    {report['faults']['injected']} injected, {report['faults']['survived']} survived")
     lines += closing.lines(report)

@@ -117,7 +117,8 @@ def _merges(status: Status) -> Text:
     shards, handed_on = sums.pop("shards"), sum(merge.handed_on for merge in merges)
     said = f"{len(merges)} newest, {shards} shards: " + ", ".join(f"{count} {name}" for name, count in sums.items())
     said += f", {handed_on} handed on" if handed_on else ""
-    return _line("merges", said if merges else "none yet", BAD if sums["disputed"] else "")
+    said += f", {len(status.rollbacks)} rolled back" if status.rollbacks else ""
+    return _line("merges", said if merges else "none yet", BAD if sums["disputed"] or status.rollbacks else "")
 
 
 def _audits(status: Status) -> Text:

@@ -159,7 +159,7 @@ class Miner:
         replica = self._pipeline.replica
         if replica is None or self._desk.slots == 0:
             return False
-        return replica.stage == joined.stage and replica.fits(joined.epoch, spec_digest)
+        return replica.stage == joined.stage and replica.fits(joined.epoch, spec_digest, joined.parameters.digest)
 
     async def _load(self, joined: Joined) -> None:
         """Data, parameters, trainer: then the slots are open."""

@@ -50,19 +50,23 @@ class Replica:
         """The anchor that training goes on from, if it came by a merge here: a second offer publishes it again."""
         self._digest_before = self.spec_digest
         """Of the rules before that merge."""
-        self._anchor = Digest("")
-        """Of the epoch's start parameters."""
+        self._start, self._start_before = Digest(""), Digest("")
+        """Of the parameters that its epoch, and the one before that merge, began with."""
         self._unwanted: list[MicroBatchId] = []
 
     def has_graph(self, work: PassWork) -> bool:
         """Whether a backward needs no stage input. May be called at any time; only a call in the turn is binding."""
         return work.kind is Pass.BACKWARD and self._trainer.holds(work.micro_batch)
 
-    def fits(self, epoch: Epoch, spec_digest: Digest) -> bool:
-        """Whether a stage in `epoch` can go on with this replica: it is there, or has applied that epoch's merge."""
+    def fits(self, epoch: Epoch, spec_digest: Digest, start: Digest) -> bool:
+        """Whether a stage in `epoch` can go on with this replica: it is there, or has applied that epoch's merge.
+
+        `start`: of the parameters that the epoch began with; after a roll-back these are others.
+        """
         if epoch == self.epoch:
-            return spec_digest == self.spec_digest
-        return self._merged is not None and epoch == self.epoch - 1 and spec_digest == self._digest_before
+            return (spec_digest, start) == (self.spec_digest, self._start)
+        ahead = self._merged is not None and epoch == self.epoch - 1
+        return ahead and (spec_digest, start) == (self._digest_before, self._start_before)
 
     def forget_later(self, micro_batch: MicroBatchId) -> None:
         """Nobody waits for this backward: drop its graph before the next computation. May be called at any time."""
@@ -130,7 +134,7 @@ class Replica:
             return self._merged
         self._check_epoch(epoch)
         self._merged = self._trainer.apply_merge(merged, counted)
-        self._anchor = self._merged.parameters_digest
+        self._start, self._start_before = self._merged.parameters_digest, self._start
         self.snapshots.note(None)
         self.epoch, self._digest_before = Epoch(epoch + 1), self.spec_digest
         self._go_by(spec)
@@ -162,7 +166,7 @@ class Replica:
             self._worklog.began(self._trainer.training_state())
         self.snapshots.note(None)
         self._unwanted.clear()
-        self.epoch, self._merged, self._anchor = epoch, None, anchor[0].digest
+        self.epoch, self._merged, self._start = epoch, None, anchor[0].digest
 
     def resume(self, found: Found) -> None:
         """Go on from where an earlier process stood in this epoch, whose parameters are loaded."""
@@ -178,7 +182,7 @@ class Replica:
             run_id=self.spec.run_id,
             stage=self.stage,
             epoch=self.epoch,
-            anchor=self._anchor,
+            anchor=self._start,
             log=told.log,
             commitments=told.commitments,
             applied_at=told.applied_at,

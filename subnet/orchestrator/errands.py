@@ -12,9 +12,10 @@ from typing import TypeVar, assert_never
 from loguru import logger
 
 from subnet.chain.base import Block, Chain, Subnet
+from subnet.coordination.merge_state import InspectMerge
 from subnet.coordination.state import CheckObject, DrawSecret, DropEpoch, ReadChain, RecomputeShard
 from subnet.errors import InvariantViolation, Unavailable
-from subnet.orchestrator import inspection
+from subnet.orchestrator import inspection, merge_inspection
 from subnet.protocol import keys
 from subnet.protocol.ids import Epoch
 from subnet.protocol.messages import ChainSeen, OwnRecord, SecretDrawn
@@ -22,7 +23,7 @@ from subnet.protocol.run_spec import RunSpec
 from subnet.runtime import Runtime
 from subnet.storage.base import ObjectStore
 
-Errand = CheckObject | RecomputeShard | ReadChain | DrawSecret | DropEpoch
+Errand = CheckObject | RecomputeShard | InspectMerge | ReadChain | DrawSecret | DropEpoch
 SECRET_BYTES = 32
 RETRY_S = 2.0
 """Between two tries of a store or a chain that is away."""
@@ -48,6 +49,8 @@ async def carry_out(
             return await patiently(lambda: inspection.check(spec, store, errand, runtime), runtime)
         case RecomputeShard():
             return await patiently(lambda: inspection.recompute(spec, store, errand, runtime), runtime)
+        case InspectMerge():
+            return await patiently(lambda: merge_inspection.inspect(spec, store, errand, runtime), runtime)
         case ReadChain():
             if chain is None:
                 raise InvariantViolation("this run has audits, and no chain whose blocks could draw them")

@@ -609,6 +609,28 @@ class ShardRecomputed(Struct, frozen=True, kw_only=True, tag="shard-recomputed")
     """None: the inputs could not be read; the shard is lost."""
 
 
+class UploadSeen(Struct, frozen=True, kw_only=True):
+    """What the orchestrator found in one upload of a merge that went wrong."""
+
+    hotkey: Hotkey
+    reason: Reason
+    """OK, or what is wrong with its bytes."""
+    norm: float = 0.0
+    """L2 norm of what was read."""
+    cosine: float | None = None
+    """With the others' mean direction; None where there is nothing to compare."""
+
+
+class MergeInspected(Struct, frozen=True, kw_only=True, tag="merge-inspected"):
+    """The orchestrator looked at every upload of a merge that was taken back."""
+
+    stage: Stage
+    epoch: Epoch
+    number: int
+    """Of the question."""
+    uploads: tuple[UploadSeen, ...]
+
+
 class ObjectChecked(Struct, frozen=True, kw_only=True, tag="object-checked"):
     """The orchestrator looked at an object a reader complained about."""
 
@@ -635,6 +657,7 @@ OwnRecord = (
     | Tick
     | ShardRecomputed
     | ObjectChecked
+    | MergeInspected
     | Refused
     | Tuned
     | Anchored

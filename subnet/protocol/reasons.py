@@ -58,6 +58,7 @@ class Reason(StrEnum):
     AUDIT_PASSED = "audit-passed"
     NOT_REVEALED = "not-revealed"
     SKIPPED_MERGE = "skipped-merge"
+    POISONED = "poisoned"
     UNREADABLE = "unreadable"
     NO_UID = "no-uid"
     NO_COUNTED_WORK = "no-counted-work"
@@ -112,6 +113,7 @@ REMEDY: dict[Reason, str] = {
     Reason.AUDIT_PASSED: "nothing to do",
     Reason.NOT_REVEALED: "keep the states of the last epochs on disk and show them when asked; stay online",
     Reason.SKIPPED_MERGE: "upload when the stage merges; check bandwidth and the upload deadline",
+    Reason.POISONED: "run the published code unmodified; an upload that spoilt the model costs its epoch's pay",
     Reason.UNREADABLE: "none needed: an object of the audit was gone, which is nobody's fault",
     Reason.NO_UID: "register the hotkey on the subnet: btcli subnet register",
     Reason.NO_COUNTED_WORK: "wait until an epoch with your work has closed and its audits are settled",

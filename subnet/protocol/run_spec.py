@@ -138,6 +138,8 @@ class MergeSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     momentum_warmup_epochs: Count = 0
     clip_factor: float = 3.0
     """Pseudo-gradients are clipped to this multiple of the stage's median norm of its last five epochs."""
+    explosion_nats: Annotated[float, Meta(ge=0)] = 1.0
+    """A merge is rolled back when the loss after it is so much above that of the epoch before; 0: never."""
 
 
 class RoutingSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

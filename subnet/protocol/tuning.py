@@ -63,6 +63,7 @@ class Merge(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     outer_lr: Above0 | UnsetType = UNSET
     outer_momentum: Annotated[float, Meta(ge=0, lt=1)] | UnsetType = UNSET
     clip_factor: Above0 | UnsetType = UNSET
+    explosion_nats: From0 | UnsetType = UNSET
 
 
 class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

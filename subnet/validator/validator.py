@@ -85,7 +85,7 @@ class Validator:
         self._found: dict[ItemId, AuditDone] = {}
         self._busy: dict[ItemId, asyncio.Task[None]] = {}
         self._evaluating: asyncio.Task[None] | None = None
-        self._evaluated = -1
+        self._evaluated: EvaluateWork | None = None
         self._told = asyncio.Event()
         self.finished = asyncio.Event()
         self._said: dict[str, str] = {}
@@ -165,8 +165,13 @@ class Validator:
             if audit.item not in self._busy and audit.item not in self._found:
                 self._busy[audit.item] = group.create_task(self._audit(self._auditor, audit), name=audit.item)
         work = reply.evaluate
-        if work is not None and work.epoch > self._evaluated and self._idle():
+        if work is not None and not self._is_measured(work) and self._idle():
             self._evaluating = group.create_task(self._evaluate(work), name=f"evaluate {work.epoch}")
+
+    def _is_measured(self, work: EvaluateWork) -> bool:
+        """Whether these very parameters were measured: after a roll-back an epoch starts with others."""
+        known = self._evaluated
+        return known is not None and [s.digest for s in known.parameters] == [s.digest for s in work.parameters]
 
     async def _load(self, reply: Reviewed) -> None:
         """The text: what audits replay and evaluations measure on."""
@@ -222,7 +227,7 @@ class Validator:
             return
         reply = await self._call(report)
         if isinstance(reply, Noted):
-            self._evaluated = work.epoch
+            self._evaluated = work
             logger.info("epoch {}: validation loss {:.4f} over {} tokens", work.epoch, report.loss, report.num_tokens)
 
     # ---- the line ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from subnet import presets
 from subnet.adversaries import catalogue
 from subnet.adversaries.catalogue import CATALOGUE, Adversary
 from subnet.adversaries.names import Name
+from subnet.adversaries.poisoner import STRETCH
 from subnet.data.sampling import Batches
 from subnet.errors import ConfigError, PeerFault
 from subnet.merging import agreement, compression
@@ -167,13 +168,23 @@ def test_the_honest_one_passes_every_audit(stage: int, values: Values) -> None:
 
 @pytest.mark.parametrize("values", [Values.INT8, Values.FP32])
 @pytest.mark.parametrize("stage", range(STAGES))
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", [name for name in TRAINERS if name != Name.POISONER])
 def test_a_cheat_fails_whichever_segment_is_drawn(name: str, stage: int, values: Values) -> None:
     """2. A cheat sits in any stage; whichever segment the block hash draws, the replay convicts it. Nothing in its
     books would have: log, commitments and the states it reveals fit each other and the rules."""
     play = Play(CATALOGUE[name].trainer, stage, values)
     assert play.form_problem() is None
     assert play.verdicts() == [False] * 3
+
+
+def test_the_poisoner_is_honest_but_for_its_upload() -> None:
+    """2b. It trains as everybody does: only the audit whose segment ends in the upload finds it. What it uploads is the
+    honest pseudo-gradient turned round and stretched, under the honest norm."""
+    play, honest = Play(CATALOGUE[Name.POISONER].trainer, 1, Values.FP32), Play(Trainer, 1, Values.FP32)
+    assert play.form_problem() is None and play.verdicts() == [True, True, False]
+    count = play.spec.stages[1].num_params
+    turned, true = (compression.decode(one.upload.data, Values.FP32, count) for one in (play, honest))
+    assert np.allclose(turned, -STRETCH * true, rtol=1e-2, atol=1e-4) and play.upload.norm == honest.upload.norm
 
 
 @pytest.mark.parametrize("stage", range(STAGES))

@@ -15,6 +15,7 @@ from subnet.localnet.public_status import (
     Evaluation,
     Merge,
     Replica,
+    RollBack,
     Slip,
     StageStatus,
     Status,
@@ -230,3 +231,16 @@ def test_what_a_stranger_sent_steers_no_terminal() -> None:
     said = why("reason-of-tomorrow", "\x1b[2Jx\r\n" + "y" * 9999)
     assert said.isprintable() and len(said) < LETTERS_MAX + 40 and said.endswith("…")
     assert why("", "", "") == ""
+
+
+def test_a_roll_back_is_told_when_it_begins_and_when_it_is_settled() -> None:
+    """A poisoned merge: why it was taken back, what came of it, and who spoilt it, once each."""
+    shown = Progress(NAMES)
+    shown.lines(status(10), 10.0)
+    begun = RollBack(at=1.0, epoch=3, sentence="the loss exploded", outcome="the orchestrator looks at the uploads")
+    (line,) = shown.lines(status(10, rollbacks=[begun]), 10.5)
+    assert line == "epoch 3 is rolled back: the loss exploded: the orchestrator looks at the uploads"
+    done = msgspec.structs.replace(begun, offenders={"5Bbb": "a lie"}, outcome="merged again without 1 uploads")
+    lines = shown.lines(status(10, rollbacks=[done]), 11.0)
+    assert lines[1:] == ["miner-1 spoilt epoch 3: a lie"] and lines[0].endswith("merged again without 1 uploads")
+    assert shown.lines(status(10, rollbacks=[done]), 11.5) == []

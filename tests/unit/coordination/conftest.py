@@ -19,6 +19,7 @@ import pytest
 from subnet import presets
 from subnet.coordination import index, invariants, machine, routing
 from subnet.coordination import state as run
+from subnet.coordination.merge_state import InspectMerge, Upload
 from subnet.merging.compression import CHUNK_VALUES
 from subnet.merging.shards import reduced_range
 from subnet.protocol import messages as m
@@ -33,7 +34,7 @@ ORCHESTRATOR, EVALUATOR = Hotkey("orchestrator"), Hotkey("evaluator")
 encode_state, decode_state = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(run.State).decode
 encode_entry, decode_entry = msgspec.json.Encoder().encode, msgspec.json.Decoder(m.Envelope).decode
 make_key = partial(make, RUN)
-Errand = run.CheckObject | run.RecomputeShard | run.DrawSecret
+Errand = run.CheckObject | run.RecomputeShard | InspectMerge | run.DrawSecret
 
 
 def digest(*parts: object) -> Digest:
@@ -96,6 +97,7 @@ class World:
         self.dropped, self.blocks = list[int](), list[int]()  # epochs; nobody reads a chain here
         self.honest: Callable[[m.Work], m.Result] = partial(_honest, spec)
         self.bad_objects: dict[str, Reason] = {}
+        self.seen: Callable[[Hotkey, Upload], m.UploadSeen] = _sound
         keys = [make_key(0, stage, "start", Kind.PARAMETERS) for stage in range(spec.num_stages)]
         loads = [m.Source(key=key, digest=digest(stage), size_bytes=1) for stage, key in enumerate(keys)]
         starts = tuple(m.StageStart(parameters=source, momentum=source) for source in loads)
@@ -132,7 +134,7 @@ class World:
                 self.dropped.append(effect.epoch)
             case run.ReadChain():
                 self.blocks.append(effect.closes)
-            case run.CheckObject() | run.RecomputeShard() | run.DrawSecret():
+            case run.CheckObject() | run.RecomputeShard() | InspectMerge() | run.DrawSecret():
                 self.errands.append(effect)
 
     def own(self, message: m.OwnRecord) -> None:
@@ -150,6 +152,9 @@ class World:
             case run.CheckObject():
                 key = errand.source.key
                 return m.ObjectChecked(key=key, reason=self.bad_objects.get(key, Reason.OK))
+            case InspectMerge():
+                seen = tuple(self.seen(hotkey, upload) for hotkey, upload in errand.uploads.items())
+                return m.MergeInspected(stage=errand.stage, epoch=errand.epoch, number=errand.number, uploads=seen)
             case run.RecomputeShard():
                 shard, (offset, size) = errand.assignment.shard, reduced_range((errand.assignment.shard,), 0)
                 for entry in errand.manifest:
@@ -256,6 +261,10 @@ class World:
 
     def copy(self) -> run.State:
         return decode_state(encode_state(self.state))
+
+
+def _sound(hotkey: Hotkey, upload: Upload) -> m.UploadSeen:
+    return m.UploadSeen(hotkey=hotkey, reason=Reason.OK, norm=upload.norm, cosine=0.3)
 
 
 def _honest(spec: RunSpec, work: m.Work) -> m.Result:

@@ -9,6 +9,7 @@ import pytest
 from subnet.coordination import state as run
 from subnet.coordination.answers import Answers
 from subnet.coordination.machine import Decision
+from subnet.coordination.merge_state import InspectMerge
 from subnet.merging.butterfly import Assignment
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Digest, Epoch, Hotkey, RunId, Stage
@@ -25,12 +26,14 @@ SHARD = m.Shard(index=4, start=0, length=1)
 RECOMPUTE = run.RecomputeShard(
     stage=Stage(1), epoch=Epoch(2), attempt=0, manifest=ENTRIES, assignment=Assignment(SHARD, (Hotkey("a"),))
 )
+INSPECT = InspectMerge(stage=Stage(1), epoch=Epoch(2), number=9, uploads={}, chunks=())
 LOOK, DRAW, READ = run.CheckObject(SOURCES[2]), run.DrawSecret(Epoch(3)), run.ReadChain(Epoch(2))
 
 secret = m.SecretDrawn(epoch=Epoch(3), secret="a" * 64)
 shard = m.ShardRecomputed(stage=Stage(1), epoch=Epoch(2), shard=4, source=None)
 blamed = m.ObjectChecked(key=KEYS[1], reason=Reason.NOT_FINITE)
 looked = m.ObjectChecked(key=KEYS[2], reason=Reason.OK)
+inspected = m.MergeInspected(stage=Stage(1), epoch=Epoch(2), number=9, uploads=())
 resumed = m.RunResumed(target_epochs=1)
 
 
@@ -51,6 +54,7 @@ GOOD: dict[str, tuple[int, list[tuple[Any, ...]]]] = {
     "each once": (4, [(m.Tick(), DRAW, READ, LOOK, RECOMPUTE), (shard,), (looked,), (secret,), (seen(2),)]),
     "a bad upload instead of a shard": (1, [(m.Tick(), RECOMPUTE), (blamed,)]),
     "asked twice, answered twice": (2, [(m.Tick(), LOOK, LOOK), (looked,), (looked,)]),
+    "a merge that was looked into": (1, [(m.Tick(), INSPECT), (resumed, INSPECT), (inspected,)]),
     "asked again after a restart": (1, [(m.Tick(), DRAW), (resumed, DRAW), (secret,)]),
     "never answered": (0, [(m.Tick(), DRAW, READ, LOOK, RECOMPUTE)]),
     "a look that crosses the answer": (1, [(m.Tick(), READ), (seen(None, 9),), (seen(2, 8),)]),
@@ -74,6 +78,7 @@ BAD: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
         [(m.Tick(), READ), (seen(None, 9),), (seen(2, 700),)],
     ),
     "of another epoch": ("record 1: the rules did not ask for a block 1", [(m.Tick(), READ), (seen(1),)]),
+    "a merge that nobody took back": ("record 0: the rules did not ask for an inspection 1 2 9", [(inspected,)]),
     "a shard that nobody disputes": ("record 0: the rules did not ask for a shard 1 2 4", [(shard,)]),
     "an object that nobody accused": (f"record 1: the rules did not ask for a look {KEYS[0]}", [
         (m.Tick(), LOOK), (m.ObjectChecked(key=KEYS[0], reason=Reason.BAD_OBJECT),)
