@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup localnet soak test walk bench lint clean
+.PHONY: help setup localnet soak test walk bench simulate lint clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -40,6 +40,10 @@ walk: $(STAMP) ## type the README's walk with btcli, every command, as a newcome
 
 bench: $(STAMP) ## print the benchmark table and write bench.json
 	@$(PY) -m subnet.simulation.bench $(ARGS)
+
+simulate: $(STAMP) ## a short simulation with mixed faults; ARGS="--miners 1000 --hours 24" changes its crowd
+	@$(PY) -m subnet.simulation --seeds 60
+	@$(PY) -m subnet.simulation --miners 200 --stages 4 --hours 2 --faults mixed=40,orchestrator=1,merge-departure=1 $(ARGS)
 
 lint: $(STAMP) ## style and types
 	@$(PY) -m ruff check .

@@ -65,7 +65,8 @@ def chain_seen(state: State, seen: ChainSeen, at: float) -> list[Effect]:
 def _changes(state: State, seen: ChainSeen) -> list[Effect]:
     """Who lost its uid, and to whom; what the owner changed on the chain. Scores stay with hotkeys, never with uids."""
     chain, now = state.pay.chain, {neuron.uid: neuron.hotkey for neuron in seen.neurons}
-    lost = {h: uid for h, uid in chain.uids.items() if uid in now and h not in now.values()}
+    known = set(now.values())
+    lost = {h: uid for h, uid in chain.uids.items() if uid in now and h not in known}
     taken = {h: f"uid {uid} is {now[uid]}'s now" for h, uid in lost.items()}
     effects = members.register(state, tuple(now.values()), taken)
     effects += [Say(f"{hotkey[:8]} lost its place: {said}") for hotkey, said in sorted(taken.items())]

@@ -13,7 +13,7 @@ from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import open_offers
 from subnet.coordination.routing import due
 from subnet.coordination.state import MicroBatch, Offer, StageState, State
-from subnet.protocol.ids import Pass, Phase
+from subnet.protocol.ids import MicroBatchId, Pass, Phase
 from subnet.protocol.messages import PassWork, ReduceWork
 
 _STEPS = {Phase.UPLOADING: ("drain", "upload"), Phase.MERGING: ("reduce", "apply", "inspect")}
@@ -22,8 +22,13 @@ _STEPS = {Phase.UPLOADING: ("drain", "upload"), Phase.MERGING: ("reduce", "apply
 def broken(state: State) -> Iterator[str]:
     """Every promise that `state` breaks."""
     yield from _offers(state)
+    queues: dict[MicroBatchId, list[tuple[Pass, int]]] = {}
+    for stage in state.stages:
+        for kind, queue in ((Pass.FORWARD, stage.forward_ready), (Pass.BACKWARD, stage.backward_ready)):
+            for micro_batch in queue:
+                queues.setdefault(micro_batch, []).append((kind, stage.stage))
     for batch in state.micro_batches.values():
-        yield from _micro_batch(state, batch)
+        yield from _micro_batch(state, batch, queues.get(batch.id, []))
     for stage in state.stages:
         yield from _stage(state, stage)
     rules = [stage.rules for stage in state.stages]
@@ -56,7 +61,7 @@ def _offers(state: State) -> Iterator[str]:
                 yield f"{offer.item} belongs to no micro-batch"
 
 
-def _micro_batch(state: State, batch: MicroBatch) -> Iterator[str]:
+def _micro_batch(state: State, batch: MicroBatch, queues: list[tuple[Pass, int]]) -> Iterator[str]:
     """Somebody has its due piece in time, or it waits in the one right queue, or for a look at an object."""
     piece = due(batch)
     if piece is None:
@@ -67,13 +72,6 @@ def _micro_batch(state: State, batch: MicroBatch) -> Iterator[str]:
     for offer in offers:
         yield from _work(batch, offer, kind, index)
     in_time = sum(not offer.expired for offer in offers)
-    queues = [
-        (queued, stage.stage)
-        for stage in state.stages
-        for queued, queue in ((Pass.FORWARD, stage.forward_ready), (Pass.BACKWARD, stage.backward_ready))
-        for micro_batch in queue
-        if micro_batch == batch.id
-    ]
     where = Pass.BACKWARD if kind is Pass.BACKWARD else Pass.FORWARD
     expected = [] if batch.accused is not None or in_time else [(where, index)]
     if queues != expected or in_time > 1:

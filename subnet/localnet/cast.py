@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 def cast(settings: LocalnetConfig) -> list[Part]:
     """By miner number; one more than `miners` when somebody joins late. Raises ConfigError."""
-    speeds, cheats = _speeds(settings.speeds), _adversaries(settings.adversary)
+    speeds, cheats = _speeds(settings.speeds), adversaries(settings.adversary)
     honest = settings.miners - len(cheats)
     if honest < 0:
         problem = f"{len(cheats)} adversaries among {settings.miners} miners"
@@ -70,7 +70,7 @@ def _speeds(text: str) -> list[float]:
     return speeds
 
 
-def _adversaries(text: str) -> list[str]:
+def adversaries(text: str) -> list[str]:
     """One name for each cheating miner, in the order given."""
     cheats: list[str] = []
     for part in text.split(",") if text else []:

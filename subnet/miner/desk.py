@@ -72,8 +72,11 @@ class Desk:
 
     @property
     def free_slots(self) -> int:
-        passes = sum(isinstance(work, PassWork) for work in self.held.values())
-        return max(0, min(SLOTS_MAX, self.slots) - passes)
+        free = min(SLOTS_MAX, self.slots)
+        for work in self.held.values():
+            if isinstance(work, PassWork):
+                free -= 1
+        return max(0, free)
 
     def next_call(self, now: float, heartbeat_s: float) -> Call | float | None:
         """A call to make now (it counts as open from here on), seconds until the next look, or None: only a change
@@ -93,18 +96,20 @@ class Desk:
         return self._open(now, heartbeat_s) if now >= due_at else due_at - now
 
     def _open(self, now: float, heartbeat_s: float) -> Call:
-        results = tuple(self.ready.values())[:ITEMS_MAX]
+        results = tuple(self.ready.values())[:ITEMS_MAX] if self.ready else ()
         for result in results:
             del self.ready[result.item]
-        unanswered = [*self.held, *self.ready, *(r.item for call in self.calls for r in call.exchange.results)]
+        unanswered = [*self.held, *self.ready]
+        for call in self.calls:
+            call.overtaken = True
+            for result in call.exchange.results:
+                unanswered.append(result.item)
         exchange = Exchange(
             session=self.session,
             free_slots=self.free_slots,
             holding=tuple(unanswered[:ITEMS_MAX]),
             results=results,
         )
-        for call in self.calls:
-            call.overtaken = True
         self.calls.append(call := Call(exchange, now, self._next_number(), self.membership))
         self.next_heartbeat_at = now + heartbeat_s / 2
         return call
@@ -113,14 +118,18 @@ class Desk:
         """Close a call that was answered; what it brings that is new."""
         self._close(call)
         self.not_before = 0.0
-        dropped = [item for item in reply.drop if self.held.pop(item, None) is not None]
-        new = [work for work in reply.work if not self._knows(work.item, call)]
+        dropped = [item for item in reply.drop if self.held.pop(item, None) is not None] if reply.drop else []
+        new = [work for work in reply.work if not self._knows(work.item, call)] if reply.work else []
         number = self._next_number()
-        self._closed.update({item: number for item in dropped})
-        self._closed.update({result.item: number for result in call.exchange.results})
-        oldest = min((call.number for call in self.calls), default=number)
-        self._closed = {item: closed for item, closed in self._closed.items() if closed > oldest}
-        self.held.update({work.item: work for work in new})
+        for item in dropped:
+            self._closed[item] = number
+        for result in call.exchange.results:
+            self._closed[result.item] = number
+        if self._closed:
+            oldest = min((call.number for call in self.calls), default=number)
+            self._closed = {item: closed for item, closed in self._closed.items() if closed > oldest}
+        for work in new:
+            self.held[work.item] = work
         in_vain = not (new or dropped or call.exchange.results or call.overtaken)
         if in_vain and now - call.opened_at < EMPTY_PAUSE_S:
             self.next_poll_at = now + EMPTY_PAUSE_S

@@ -43,6 +43,15 @@ class Ending(NamedTuple):
     remedy: str
 
 
+def meaning(notice: Notice) -> Ending | str:
+    """What a refusal means: an ending, "wait" or "join"."""
+    if notice.reason in _JOIN_AGAIN:
+        return "join"
+    if notice.reason in _WAIT:
+        return "wait"
+    return Ending(notice.reason, notice.sentence, notice.remedy)
+
+
 @dataclass(frozen=True)
 class Membership:
     """What the last Join settled."""
@@ -192,11 +201,7 @@ class Line:
     def judge(self, notice: Notice) -> Ending | str:
         """What a refusal means: an ending, "wait" or "join"."""
         self.note(notice)
-        if notice.reason in _JOIN_AGAIN:
-            return "join"
-        if notice.reason in _WAIT:
-            return "wait"
-        return Ending(notice.reason, notice.sentence, notice.remedy)
+        return meaning(notice)
 
     def note(self, notice: Notice) -> None:
         """One log line per change of the miner's state."""

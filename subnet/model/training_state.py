@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+
+if TYPE_CHECKING:  # who only counts states needs no torch
+    from torch import Tensor, nn
 
 
 @dataclass(slots=True)
