@@ -37,9 +37,10 @@ def _resources(report: Mapping[str, Any]) -> Iterator[str]:
         return
     for role, measures in report["resources"].items():
         yield f"{role:<9} " + ", ".join(f"{measure} {_course(one)}" for measure, one in measures.items())
-    for part, one in report["disk_mb"].items():
+    for part, one in report["disk"].items():
         why = one["grows_by_design"]
-        yield f"disk      {part} {_course(one)} MB" + (f" ({why})" if why else "")
+        unit = "" if part.startswith("epochs") else " MB"
+        yield f"disk      {part} {_course(one)}{unit}" + (f" ({why})" if why else "")
     for leak in report["leaks"]:
         yield f"leak      {leak}"
     if not report["leaks"]:

@@ -1,6 +1,7 @@
 """Does anything grow that should not? Slopes of what was measured, and the judgement (issue 5: the soak).
 
-    y = a_process + slope * t         least squares over the second half of the run, one intercept for each process
+    y = a_process + slope * t         least squares over the second half of the run, one intercept for each process;
+                                      over all of it where processes are killed too often for halves to mean anything
 
 Law: pure. A process that was killed and started again is another process with its own intercept, so the sawtooth of
 restarts is no slope and hides none; what a young process takes while it warms up is left out. Noise is no leak: samples
@@ -85,8 +86,10 @@ def course(points: Sequence[Point], warm_up_s: float = WARM_UP_S) -> Course | No
 
 
 def later_half(points: Sequence[Point]) -> list[Point]:
-    """Of the time that they span."""
+    """Of the time that they span; all of them where no process lived for so long: each of those began anew."""
     begin, end = min(point.at_s for point in points), max(point.at_s for point in points)
+    if max(point.age_s for point in points) < (end - begin) / 2:
+        return list(points)
     return [point for point in points if point.at_s >= (begin + end) / 2]
 
 

@@ -42,7 +42,7 @@ class LaunchFacts(Struct):
     chain_faults: list[ChainFaultRecord] = field(default_factory=list)
     orchestrator_faults: list[OrchestratorFaultRecord] = field(default_factory=list)
     sample: str = ""
-    resources: dict[str, Any] = field(default_factory=lambda: {"resources": {}, "disk_mb": {}, "leaks": None})
+    resources: dict[str, Any] = field(default_factory=lambda: {"resources": {}, "disk": {}, "leaks": None})
     """As `resources.Resources.report` makes it."""
 
 

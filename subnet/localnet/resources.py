@@ -43,10 +43,15 @@ PROCESS_BOUNDS = {
     "tasks": Bound(32.0),
 }
 """By measure, for every role. With a kill every 15 s, one left behind by each is 240 an hour."""
-WARM_UP_S = {"miner": 240.0}
+WARM_UP_S = {"miner": 180.0}
 """By role, where it is more than usual: a miner's memory finds its size with its second merge and its first audit."""
 DISK_BOUND = Bound(64.0, 0.25)
+EPOCHS_BOUND = Bound(8.0)
+"""For the number of epochs of which anything is kept: whatever is not deleted by its rule stays, and one more comes
+every minute."""
 GROWS_BY_DESIGN = {
+    "snapshots": "as large as the newest epochs make it: their number is judged",
+    "objects": "as large as the newest epochs make it: their number is judged",
     "journal": "every record is kept for ever",
     "chain": "every block is kept for ever",
     "logs": "what processes say is kept for the operator",
@@ -116,7 +121,7 @@ class Resources:
             by_role[role][measure] = shown(found)
         return {
             "resources": {role: by_role[role] for role in sorted(by_role)},
-            "disk_mb": {
+            "disk": {
                 part: {**shown(found), "grows_by_design": GROWS_BY_DESIGN.get(part)} for part, found in disk.items()
             },
             "leaks": [str(one) for one in judged(courses, disk)] if self._is_long_enough() else None,
@@ -148,7 +153,7 @@ def judged(courses: Mapping[tuple[str, str], Course], disk: Mapping[str, Course]
         for (role, measure), one in courses.items()
     ]
     found += [
-        leaks.leak("run folder", f"MB of {part}", one, allowed(DISK_BOUND, one))
+        leaks.leak("run folder", part, one, allowed(EPOCHS_BOUND if part in EPOCHS else DISK_BOUND, one))
         for part, one in disk.items()
         if part not in GROWS_BY_DESIGN
     ]
@@ -230,14 +235,16 @@ PARTS = (
     ("miners' data", "miners/*/data"),
 )
 """Part of the run folder → where it lies."""
+EPOCHS = {"epochs of objects": "objects/*/*", "epochs of snapshots": "miners/*/snapshots/*/*-*"}
+"""How many epochs there is something of → files or folders that begin with the epoch's number."""
 
 
 def disk_use(folder: RunFolder) -> dict[str, float]:
-    """MB by part, and the number of files in all of them."""
-    found, files = {}, 0
-    for part, pattern in PARTS:
-        sizes = [size for path in folder.root.glob(pattern) for size in _sizes(path)]
-        found[part], files = sum(sizes) / MB, files + len(sizes)
+    """MB by part, and of how many epochs something is kept."""
+    found = {part: sum(sum(_sizes(path)) for path in folder.root.glob(pattern)) / MB for part, pattern in PARTS}
+    for kept, pattern in EPOCHS.items():
+        epochs = {path.name.partition("-")[0] for path in folder.root.glob(pattern)}
+        found[kept] = float(len([epoch for epoch in epochs if epoch.isdigit()]))
     return found
 
 

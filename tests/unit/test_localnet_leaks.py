@@ -103,11 +103,13 @@ def test_a_straight_line_is_its_own_slope(level: float, per_h: float, processes:
 
 
 def test_disk_that_grows_by_design_is_named_and_not_judged() -> None:
-    """10. The journal grows for ever, as it should; the objects of dropped epochs must not."""
+    """10. The journal grows for ever, as it should; the text of miners and the objects of dropped epochs must not."""
     grows = course(sampled(lambda age_s, at_s: 10 + at_s))
     assert grows is not None
-    (found,) = judged({}, {"journal": grows, "objects": grows})
-    assert found.measure == "MB of objects"
+    epochs = course(sampled(lambda age_s, at_s: 5 + at_s // 120))
+    assert epochs is not None
+    found = judged({}, {"journal": grows, "miners' data": grows, "objects": grows, "epochs of objects": epochs})
+    assert [one.measure for one in found] == ["miners' data", "epochs of objects"]
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -156,11 +158,14 @@ async def program_without_folder() -> int:
 def test_the_run_folder_by_part(tmp_path: Path) -> None:
     """14. Each part by its own size; what is not there takes nothing."""
     folder = RunFolder(tmp_path)
-    for path, size in ((folder.journal, 2_000_000), (folder.miner("miner-1") / "snapshots" / "run" / "0-a", 500_000)):
+    states = folder.miner("miner-1") / "snapshots" / "run"
+    sizes = (folder.journal, 2_000_000), (states / "000001-a", 250_000), (states / "000002-b", 250_000)
+    for path, size in sizes:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * size)
     found = disk_use(folder)
     assert (found["journal"], found["snapshots"], found["objects"]) == (2.0, 0.5, 0)
+    assert (found["epochs of snapshots"], found["epochs of objects"]) == (2, 0)
 
 
 async def test_a_short_run_is_measured_but_not_judged(tmp_path: Path) -> None:
@@ -182,12 +187,11 @@ def test_closing_lines() -> None:
         "goodput": 0.8,
         "passes": {"started": 1000, "merged": 800, "open": 150, "progress-gone": 49, "withdrawn": 1, "failed": 0},
         "resources": {"miner": {"rss_mb": flat}},
-        "disk_mb": {"journal": {**flat, "grows_by_design": "every record is kept for ever"}},
+        "disk": {"journal": {**flat, "grows_by_design": "every record is kept for ever"}},
         "leaks": ["miner: sockets grow by 60.0 an hour (± 1.0), allowed 8.0"],
     }
     assert closing.lines(report) == [
-        "goodput   80.0%: 800 of 1,000 passes given out are in a merge; "
-        "open 15.0%, progress-gone 4.9%, withdrawn 0.1%",
+        "goodput   80.0%: 800 of 1,000 passes given out are in a merge; open 15.0%, progress-gone 4.9%, withdrawn 0.1%",
         "miner     rss_mb 10 → 12 (median 11, +3/h ± 1)",
         "disk      journal 10 → 12 (median 11, +3/h ± 1) MB (every record is kept for ever)",
         "leak      miner: sockets grow by 60.0 an hour (± 1.0), allowed 8.0",
