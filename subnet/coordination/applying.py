@@ -199,7 +199,7 @@ def begin_next(state: State, stage: StageState, merge: Merge, at: float, sentenc
     stage.opened_at = at
     index_of(state).file_stage(state, stage.stage)
     effects: list[Effect] = [Say(line), *tuning.take_over(state, stage, merge.next_rules)]
-    oldest = min(other.epoch for other in state.stages)
+    oldest = state.oldest_epoch()
     if oldest == stage.epoch and oldest > dossiers.KEPT_EPOCHS:
         dropped = Epoch(oldest - dossiers.KEPT_EPOCHS - 1)
         for batch in [b for b in state.micro_batches.values() if b.epoch <= dropped]:

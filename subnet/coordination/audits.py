@@ -35,7 +35,7 @@ def close_epochs(state: State, at: float) -> list[Effect]:
     """Note the epochs that every stage has closed now, and ask for the block that draws their audits."""
     effects: list[Effect] = []
     pay = state.pay
-    for epoch in range(len(pay.closed_at), min(stage.epoch for stage in state.stages)):
+    for epoch in range(len(pay.closed_at), state.oldest_epoch()):
         pay.closed_at[epoch] = at
         if not dossiers.are_kept(state):
             pay.drawn = epoch
@@ -82,7 +82,7 @@ def _draw(state: State, epoch: Epoch, block_hash: str, at: float) -> list[Effect
     state.pay.drawn = epoch
     drawn = []
     dossiers.note_unlogged(state, epoch)
-    if epoch <= min(stage.epoch for stage in state.stages) - dossiers.KEPT_EPOCHS:
+    if epoch <= state.oldest_epoch() - dossiers.KEPT_EPOCHS:
         # the chain was away for so long that states and objects are gone, or soon: nobody's fault, so the work is paid
         said = f"no block came in time to draw the audits of epoch {epoch}: what is in its logs is paid unaudited"
         state.incident(Reason.CHAIN_AWAY, said)
@@ -122,7 +122,7 @@ def _open(state: State, epoch: Epoch, hotkey: Hotkey, dossier: Dossier, block_ha
         epoch=epoch,
         segment=0,
         block_hash=block_hash,
-        late=epoch + 1 < min(stage.epoch for stage in state.stages),
+        late=epoch + 1 < state.oldest_epoch(),
         opened_at=at,
         deadline=at + state.spec.audit.reveal_deadline_s,
     )
@@ -302,6 +302,6 @@ def _overdue(state: State, audit: Audit, at: float) -> list[Effect]:
 
 def are_settled(state: State) -> bool:
     """Whether nothing is drawn or open any more: the run may end."""
-    closed = min(stage.epoch for stage in state.stages)
+    closed = state.oldest_epoch()
     paused = all(stage.phase is Phase.PAUSED for stage in state.stages)
     return paused and not state.pay.audits and state.pay.drawn >= closed - 1

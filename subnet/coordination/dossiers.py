@@ -180,7 +180,7 @@ def unlogged_units(state: State, dossier: Dossier) -> float:
 
 def drop_old(state: State) -> None:
     """Forget what no audit can ask for any more."""
-    oldest = min(stage.epoch for stage in state.stages)
+    oldest = state.oldest_epoch()
     # one more than audits ask for: a log may hold a pass that was given in the epoch before
     for epoch in [e for e in state.pay.dossiers if e < oldest - KEPT_EPOCHS - 1]:
         if epoch > state.pay.drawn:

@@ -29,12 +29,12 @@ class Buckets:
     """Hotkeys by how many items they have in hand, each bucket in the order of names."""
 
     def __init__(self) -> None:
-        self._count_of: dict[Hotkey, int] = {}
+        self.count_of: dict[Hotkey, int] = {}
         self._names: dict[int, list[Hotkey]] = {}
 
     def file(self, hotkey: Hotkey, count: int | None) -> None:
         """Put a hotkey where it belongs now; None: nowhere."""
-        before = self._count_of.get(hotkey)
+        before = self.count_of.get(hotkey)
         if before == count:
             return
         if before is not None:
@@ -42,16 +42,13 @@ class Buckets:
             del names[bisect_left(names, hotkey)]
             if not names:
                 del self._names[before]
-            del self._count_of[hotkey]
+            del self.count_of[hotkey]
         if count is not None:
-            self._count_of[hotkey] = count
+            self.count_of[hotkey] = count
             insort(self._names.setdefault(count, []), hotkey)
 
-    def __len__(self) -> int:
-        return len(self._count_of)
-
     def __contains__(self, hotkey: Hotkey) -> bool:
-        return hotkey in self._count_of
+        return hotkey in self.count_of
 
     def fewest(self, barred: Collection[Hotkey]) -> list[Hotkey]:
         """Those with the fewest items in hand that are not barred."""

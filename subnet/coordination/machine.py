@@ -145,6 +145,7 @@ def _dispatch_message(state: State, envelope: Envelope) -> tuple[Reply | None, l
 
 def _go_on(state: State, at: float) -> list[Effect]:
     """Everything that follows from the state itself: deadlines, silence, merges, new work."""
+    index = index_of(state)
     effects: list[Effect] = [Say(line) for line in overdue.expire(state, at)]
     if not finished(state):
         effects += members.notice_silence(state, at)
@@ -154,12 +155,12 @@ def _go_on(state: State, at: float) -> list[Effect]:
         effects += rounds.advance_all(state, at)
         effects += rebalancing.strengthen(state, at)
     # a new secret when every stage has closed an epoch: no draw of a closed epoch depends on it, so that can be public
-    oldest = min(stage.epoch for stage in state.stages)
+    oldest = state.oldest_epoch()
     if state.secret_asked < oldest:
         state.secret_asked, state.secret_due = oldest, True
         effects.append(DrawSecret(Epoch(oldest)))
-    effects += audits.close_epochs(state, at)
-    index = index_of(state)
+    if oldest > len(state.pay.closed_at) or state.pay.asked <= state.pay.drawn:
+        effects += audits.close_epochs(state, at)
     if index.audits_changed or at >= index.audits_at:
         effects += audits.advance(state, at)
     if not state.secrets:
@@ -181,13 +182,15 @@ def _exchange(state: State, sender: Hotkey, message: Exchange, at: float) -> tup
     if refusal is not None:
         return refusal, []
     miner, index = state.miners[sender], index_of(state)
-    if not miner.ready or not all(isinstance(result, PassDone) for result in message.results):
+    if not miner.ready:
         index.stages[miner.stage].changed = index.audits_changed = True
     miner.last_seen, miner.ready = at, True
     rebalancing.watch(state, at)
     effects: list[Effect] = []
     verdicts = []
     for result in message.results:
+        if not isinstance(result, PassDone):
+            index.stages[miner.stage].changed = index.audits_changed = True
         verdict, more = _result(state, sender, result, at)
         key = f"{verdict.outcome}/{verdict.reason.value}"
         state.outcomes[key] = state.outcomes.get(key, 0) + 1

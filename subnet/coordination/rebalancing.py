@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from subnet.coordination import members, placement, provision
+from subnet.coordination.index import index_of
 from subnet.coordination.state import Deliver, Effect, Miner, StageState, State
 from subnet.protocol.ids import Hotkey, Phase, Stage
 from subnet.protocol.reasons import Reason
@@ -27,7 +28,9 @@ def starving(state: State, now: float) -> StageState | None:
     """A stage that was without replica for so long that one of another stage must move; None if none can."""
     limit = state.spec.routing.dead_after_s
     for stage in state.stages:
-        if stage.empty_since is not None and now - stage.empty_since >= limit and stage.phase is not Phase.PAUSED:
+        if stage.empty_since is None:
+            continue
+        if now - stage.empty_since >= limit and stage.phase is not Phase.PAUSED:
             can_give = any(state.num_replicas(other.stage) > 1 for other in state.stages)
             return stage if can_give else None
     return None
@@ -35,12 +38,15 @@ def starving(state: State, now: float) -> StageState | None:
 
 def fill_empty(state: State, at: float) -> list[Effect]:
     """Where a stage is empty, end the session of a replica that is needed least: it joins again, there."""
-    for stage in state.stages:
-        if state.num_replicas(stage.stage):
+    is_any_empty = False
+    for stage, known in zip(state.stages, index_of(state).stages, strict=True):
+        if known.live:
             stage.empty_since = None
-        elif stage.empty_since is None:
+            continue
+        is_any_empty = True
+        if stage.empty_since is None:
             stage.empty_since = at
-    needy = starving(state, at)
+    needy = starving(state, at) if is_any_empty else None
     if needy is None:
         return []
     needy.empty_since = at  # the next one is asked only if this one does not come

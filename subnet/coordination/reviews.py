@@ -65,7 +65,7 @@ def evaluated(state: State, sender: Hotkey, message: Evaluated, at: float) -> Re
     if sender not in state.evaluators and sender not in audits.validators(state):
         return members.refusal(Reason.NOT_ALLOWED, "validation losses come from the run's validators only")
     known = {evaluation.epoch for evaluation in state.evaluations}
-    if message.epoch in known or message.epoch > min(stage.epoch for stage in state.stages):
+    if message.epoch in known or message.epoch > state.oldest_epoch():
         return members.refusal(Reason.NOT_ALLOWED, f"epoch {message.epoch} is measured already, or not there yet")
     current = [stage.parameters.digest for stage in state.stages if stage.epoch == message.epoch]
     if state.poison.count and len(current) == len(state.stages) and tuple(current) != message.parameters:

@@ -81,7 +81,7 @@ def _roll_back(state: State, since: int, sentence: str, at: float) -> list[Effec
     for later in [e for e in state.epoch_losses if e > state.stages[-1].epoch]:
         del state.epoch_losses[later]
     state.recent_losses.clear()
-    oldest = min(stage.epoch for stage in state.stages)
+    oldest = state.oldest_epoch()
     state.evaluations = [done for done in state.evaluations if done.epoch <= oldest]
     state.incident(Reason.POISONED, f"epoch {epoch} is rolled back: {sentence}")
     return effects

@@ -100,7 +100,7 @@ def closing(state: State, stage: StageState, at: float) -> tuple[bool, str]:
     """Whether training of this stage's epoch closes at `at`, and why."""
     if state.target_epochs and stage.epoch >= state.target_epochs:
         return False, "the run's last epoch is merged; training goes on until the other stages are there"
-    slowest = min(other.epoch for other in state.stages)
+    slowest = state.oldest_epoch()
     neighbour_closed = any(
         other.epoch > stage.epoch or (other.epoch == stage.epoch and other.merge is not None) for other in state.stages
     )

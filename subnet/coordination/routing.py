@@ -99,11 +99,11 @@ def dispatch(state: State, at: float) -> list[Deliver]:
     """Give waiting pieces to free replicas; returns whose exchange to answer."""
     served: dict[Hotkey, None] = {}
     for stage, ready in zip(state.stages, index_of(state).stages, strict=True):
-        if not ready.free or not gives_passes(stage):
+        if not ready.free.count_of:
             continue
-        if ready.unbound or ready.called:
+        if (ready.unbound or ready.called) and gives_passes(stage):
             _serve_backwards(state, stage, at, served)
-        if stage.forward_ready:
+        if stage.forward_ready and ready.roomy.count_of and gives_passes(stage):
             _serve_forwards(state, stage, at, served)
     _open_micro_batches(state, at, served)
     return [Deliver(hotkey) for hotkey in served]
@@ -112,7 +112,7 @@ def dispatch(state: State, at: float) -> list[Deliver]:
 def _serve_backwards(state: State, stage: StageState, at: float, served: dict[Hotkey, None]) -> None:
     """A bound backward goes to its forward's own replica, any other one to whoever did not fail it."""
     ready, refused = index_of(state).stages[stage.stage], set[MicroBatchId]()
-    while ready.free and (ready.unbound or ready.called):
+    while ready.free.count_of and (ready.unbound or ready.called):
         bound = sorted(number for hotkey in ready.called for number in ready.waiting_for[hotkey])
         open_to_all = [number for number in ready.unbound if number not in refused] if refused else ready.unbound
         count = len(bound) + len(open_to_all)
@@ -134,7 +134,7 @@ def _serve_forwards(state: State, stage: StageState, at: float, served: dict[Hot
     forwards cannot dam up the way back."""
     ready, refused = index_of(state).stages[stage.stage], set[MicroBatchId]()
     kind = Pass.LOSS if stage.stage == len(state.stages) - 1 else Pass.FORWARD
-    while ready.roomy and stage.forward_ready:
+    while ready.roomy.count_of and stage.forward_ready:
         waiting = stage.forward_ready
         if refused:
             waiting = [number for number in waiting if number not in refused]
@@ -249,7 +249,7 @@ def in_flight_max(state: State) -> int:
 
 def opening_refused(state: State) -> tuple[Reason, str] | None:
     """Why no micro-batch may be opened now; None when one may."""
-    merging = None
+    merging, weakest = None, len(state.miners)
     for stage, known in zip(state.stages, index_of(state).stages, strict=True):
         if stage.phase is Phase.PAUSED:
             return stage.reason, f"stage {stage.stage} is paused: {stage.sentence}"
@@ -257,11 +257,13 @@ def opening_refused(state: State) -> tuple[Reason, str] | None:
             return Reason.STAGE_EMPTY, f"stage {stage.stage} has no live miner"
         if stage.phase is not Phase.TRAINING:
             merging = merging or stage
+        if len(known.live) < weakest:
+            weakest = len(known.live)
     if merging is not None:
         return Reason.MERGE_RUNNING, f"stage {merging.stage} is {merging.phase.value}: {merging.sentence}"
     if state.spec.routing.flush and state.group_opened >= state.spec.inner.micro_batches_per_step:
         return Reason.PIPELINE_FULL, "the group of one optimizer step is open; the next one follows when it is back"
-    if len(state.micro_batches) >= in_flight_max(state):
+    if len(state.micro_batches) >= weakest * state.spec.routing.in_flight_per_replica * len(state.stages):
         return Reason.PIPELINE_FULL, f"{len(state.micro_batches)} micro-batches are in flight, the most allowed now"
     return None
 
@@ -272,7 +274,7 @@ def _open_micro_batches(state: State, at: float, served: dict[Hotkey, None]) -> 
         if state.group_opened >= state.spec.inner.micro_batches_per_step:
             state.group_opened = 0
     roomy, kind = index_of(state).stages[0].roomy, Pass.LOSS if len(state.stages) == 1 else Pass.FORWARD
-    while roomy and opening_refused(state) is None:
+    while roomy.count_of and opening_refused(state) is None:
         batch = MicroBatch(
             id=MicroBatchId(state.next_micro_batch),
             epoch=Epoch(first.epoch),

@@ -247,6 +247,14 @@ class State(Struct, dict=True):
         """The rules that a stage's running epoch is trained and merged by."""
         return self.versions[self.stages[stage].rules]
 
+    def oldest_epoch(self) -> int:
+        """Every stage has closed all epochs before this one."""
+        oldest = self.stages[0].epoch
+        for stage in self.stages:
+            if stage.epoch < oldest:
+                oldest = stage.epoch
+        return oldest
+
     def stage_of(self, hotkey: Hotkey) -> StageState:
         return self.stages[self.miners[hotkey].stage]
 

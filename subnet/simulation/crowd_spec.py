@@ -76,8 +76,9 @@ def crowd_spec(stages: int, seed: int = 7, audit_rate: float = 0.01) -> RunSpec:
         ),
         # dead miners are noticed within two heartbeats; a pass may wait for the two before it in its miner's hand
         routing=RoutingSpec(
-            heartbeat_s=60.0,
-            dead_after_s=115.0,
+            heartbeat_s=180.0,
+            dead_after_s=342.0,
+            rebalance_after_s=EPOCH_S,
             in_flight_per_replica=2,
             deadline_floor_s=240.0,
             deadline_first_s=900.0,
