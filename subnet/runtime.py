@@ -1,4 +1,4 @@
-"""All nondeterminism of the shell in one object: now, sleep, random bytes, blocking work.
+"""All nondeterminism of the shell in one object: clocks, sleep, random bytes, blocking work.
 
 Purpose: roles take a `Runtime` instead of importing `time` or `random`, so a test or the simulation can run them under
 another clock. Invariant: nothing in bands 1 to 3 sees this file; there, time and randomness are plain arguments.
@@ -22,7 +22,11 @@ class Runtime(Protocol):
     """What a role may ask of the world besides its adapters."""
 
     def now(self) -> float:
-        """Seconds since the Unix epoch."""
+        """Seconds since the Unix epoch: for what others read. It jumps when somebody sets the machine's clock."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that nobody sets, for deadlines and waits; only differences mean something."""
         ...
 
     async def sleep(self, duration_s: float) -> None: ...
@@ -42,6 +46,9 @@ class SystemRuntime:
 
     def now(self) -> float:
         return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
 
     async def sleep(self, duration_s: float) -> None:
         await asyncio.sleep(duration_s)
@@ -71,9 +78,9 @@ class SlowedRuntime(SystemRuntime):
 
     async def run_blocking(self, work: Callable[[], T]) -> T:
         async with self._worker:  # while it waits, the worker it stands for is busy
-            began = self.now()
+            began = self.monotonic()
             outcome = await super().run_blocking(work)
-            await self.sleep((self._factor - 1) * max(0.0, self.now() - began))
+            await self.sleep((self._factor - 1) * (self.monotonic() - began))
             return outcome
 
 
@@ -85,6 +92,9 @@ class LoopRuntime:
 
     def now(self) -> float:
         return self._start + asyncio.get_running_loop().time()
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
 
     async def sleep(self, duration_s: float) -> None:
         await asyncio.sleep(duration_s)

@@ -97,7 +97,8 @@ def problem(state: State, stage: StageState, hotkey: Hotkey, done: UploadDone) -
     dossier = _dossier(state, stage, hotkey)
     before = state.pay.dossiers.get(stage.epoch - 1, {}).get(hotkey)
     inner, audit = state.spec.inner, state.spec.audit
-    if done.loaded and hotkey not in state.pay.fresh:
+    again = dossier.upload is not None and dossier.loaded  # a second round of this epoch: its log begins there too
+    if done.loaded and not again and hotkey not in state.pay.fresh:
         return "the log begins with loaded parameters, which this miner had no reason to load"
     said = check_log(
         done.log,

@@ -110,7 +110,7 @@ class Line:
                 return None
             if self._finished_at is not None and self._said_all(self._finished_at):
                 return Ending(Reason.TARGET_REACHED, "the run has all its epochs", REMEDY[Reason.TARGET_REACHED])
-            due = self._desk.next_call(self._runtime.now(), heartbeat_s)
+            due = self._desk.next_call(self._runtime.monotonic(), heartbeat_s)
             if isinstance(due, Call):
                 task = group.create_task(self._call(due, membership, group))
                 self._tasks.add(task)
@@ -126,7 +126,7 @@ class Line:
     def _said_all(self, finished_at: float) -> bool:
         desk = self._desk
         owed = desk.ready or any(call.exchange.results for call in desk.calls)
-        return not owed or self._runtime.now() >= finished_at + LAST_WORDS_S
+        return not owed or self._runtime.monotonic() >= finished_at + LAST_WORDS_S
 
     async def _wait(self, seconds: float | None) -> None:
         if self._finished_at is not None:
@@ -145,11 +145,11 @@ class Line:
         if isinstance(reply, ExchangeReply):
             self._answered(call, reply, membership)
         elif not isinstance(reply, Refusal):
-            self._desk.unanswered(call, self._runtime.now() + self.pause_s())
+            self._desk.unanswered(call, self._runtime.monotonic() + self.pause_s())
         elif call.membership == self._desk.membership:
             self._refused(call, reply.notice)
         else:
-            self._desk.unanswered(call, self._runtime.now())
+            self._desk.unanswered(call, self._runtime.monotonic())
         self._changed.set()
 
     async def ask(self, message: Message, spec_digest: Digest | None, timeout_s: float) -> Reply | None:
@@ -176,7 +176,7 @@ class Line:
         for verdict in reply.verdicts:
             if verdict.outcome == "rejected":
                 logger.warning("{} was rejected: {} ({})", verdict.item, verdict.sentence, verdict.reason.value)
-        now = self._runtime.now()
+        now = self._runtime.monotonic()
         lasting = not reply.work and now - call.opened_at >= membership.spec.routing.heartbeat_s / 2
         if lasting or reply.notice.reason not in _PASSING:
             self.note(reply.notice)
@@ -189,12 +189,12 @@ class Line:
         self._on_taken(taken)
 
     def _refused(self, call: Call, notice: Notice) -> None:
-        self._desk.unanswered(call, self._runtime.now())
+        self._desk.unanswered(call, self._runtime.monotonic())
         verdict = self.judge(notice)
         if isinstance(verdict, Ending):
             self._ending = verdict
         elif verdict == "wait":
-            self._desk.not_before = self._runtime.now() + self.pause_s()
+            self._desk.not_before = self._runtime.monotonic() + self.pause_s()
         else:
             self._join_again = True
 

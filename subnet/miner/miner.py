@@ -17,12 +17,13 @@ from loguru import logger
 from subnet import __version__
 from subnet.errors import PeerFault
 from subnet.merging.shards import ShardReduction
+from subnet.miner import disk
 from subnet.miner.desk import SLOTS_MAX, Desk, Taken
 from subnet.miner.line import Ending, Line, Membership
 from subnet.miner.pipeline import Pipeline
 from subnet.miner.receipts import RECEIPTS_FILE, ReceiptBook
 from subnet.miner.replica import Replica
-from subnet.miner.snapshots import FolderSnapshots, Found, found, progress_notes
+from subnet.miner.snapshots import FolderSnapshots, Found, Snapshots, found, progress_notes
 from subnet.miner.turn import LOADING, Turn
 from subnet.model.trainer import Trainer
 from subnet.protocol.ids import Digest, Epoch, ItemId, Stage
@@ -65,12 +66,15 @@ class Miner:
         device: str = "cpu",
         slots: int | None = None,
         reduction: type[ShardReduction] = ShardReduction,
+        receipts: ReceiptBook | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._runtime, self._trainer_factory = runtime, trainer_factory
         self._work_dir, self._device, self._slots = work_dir, device, slots
         self._turn = Turn()
         self._desk = Desk(session=runtime.random_bytes(8).hex())
-        self._receipts = ReceiptBook(work_dir / RECEIPTS_FILE)
+        self._receipts = receipts or ReceiptBook(work_dir / RECEIPTS_FILE)
+        self._snapshots = snapshots
         self._transfer = Transfer(objects, runtime)
         self._pipeline = Pipeline(runtime, objects, self._turn, self._hand_in, self._give_up, reduction)
         self._line = Line(control, runtime, self._desk, self._receipts, self._take, self._epoch, self._rules)
@@ -83,13 +87,15 @@ class Miner:
     async def run(self) -> Ending:
         """Work until the run is over or the miner is refused for good. Cancel it to stop: nothing more is handed in.
 
-        Raises ConfigError and InvariantViolation as they are.
+        Raises ConfigError, also for a disk that cannot be written, and InvariantViolation as they are.
         """
         try:
             async with asyncio.TaskGroup() as self._group:
                 ending = await self._live(self._group)
                 self._stop()
         except BaseExceptionGroup as failures:
+            if (full := disk.failure(failures, self._work_dir)) is not None:
+                raise full from None
             if len(failures.exceptions) > 1:
                 raise
             raise failures.exceptions[0] from None
@@ -145,12 +151,12 @@ class Miner:
         if self._loader is not None:
             self._loader.cancel()
         if self._still_fits(joined, spec_digest):
-            self._desk.joined(self._runtime.now())
+            self._desk.joined(self._runtime.monotonic())
         else:
             self._desk.slots = 0
             self._desk.abandon([*self._pipeline.drop_all(), *self._desk.held])
             # a quick load is over before the first exchange; a long one is not taken for a death
-            self._desk.joined(self._runtime.now() + joined.spec.routing.dead_after_s / 3)
+            self._desk.joined(self._runtime.monotonic() + joined.spec.routing.dead_after_s / 3)
             self._loader = group.create_task(self._load(joined), name="load")
         return Membership(joined.spec, spec_digest, joined.stage)
 
@@ -163,7 +169,7 @@ class Miner:
 
     async def _load(self, joined: Joined) -> None:
         """Data, parameters, trainer: then the slots are open."""
-        spec, deadline = joined.spec, self._runtime.now() + LOAD_DEADLINE_S
+        spec, deadline = joined.spec, self._runtime.monotonic() + LOAD_DEADLINE_S
         granted = {source.key: source for source in joined.data}
         try:
             async with self._turn.hold(LOADING):
@@ -192,7 +198,7 @@ class Miner:
 
     def _build(self, joined: Joined) -> Replica:
         trainer = self._trainer_factory(joined.spec, joined.stage)
-        snapshots = FolderSnapshots(self._work_dir / SNAPSHOTS, joined.spec.run_id)
+        snapshots = self._snapshots or FolderSnapshots(self._work_dir / SNAPSHOTS, joined.spec.run_id)
         return Replica(joined.spec, joined.stage, trainer, snapshots)
 
     # ---- between line, desk and pipeline -----------------------------------------------------------------------------

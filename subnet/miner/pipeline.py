@@ -84,7 +84,7 @@ class Pipeline:
     def take(self, work: Work, group: asyncio.TaskGroup) -> None:
         """Begin an item that is not under way."""
         assert work.item not in self._entries
-        self._entries[work.item] = entry = _Entry(work, self._runtime.now() + work.deadline_s)
+        self._entries[work.item] = entry = _Entry(work, self._runtime.monotonic() + work.deadline_s)
         entry.task = group.create_task(self._carry_out(entry), name=work.item)
 
     def drop(self, items: Iterable[ItemId]) -> None:
@@ -261,8 +261,8 @@ class Pipeline:
         """Run in the turn, off the event loop: the result and the seconds it took."""
 
         def timed() -> tuple[T, float]:
-            started = self._runtime.now()
-            return work(), max(0.0, self._runtime.now() - started)
+            started = self._runtime.monotonic()
+            return work(), max(0.0, self._runtime.monotonic() - started)
 
         entry.computing = True
         try:

@@ -6,7 +6,7 @@ Law: nothing here decides; requests cross as the wire's JSON, so what would not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +28,23 @@ T = TypeVar("T")
 _encode = msgspec.json.encode
 _decode_request = msgspec.json.Decoder(m.Request).decode
 _reply_decoder: msgspec.json.Decoder[m.Reply] = msgspec.json.Decoder(m.Reply)
+
+
+class ProcessCrashed(Exception):
+    """A process of the world ends here, in the middle of what it does."""
+
+
+async def until_crash(process: Awaitable[T]) -> T | None:
+    """What a process comes to; None when it crashed. Any other end is the program's own and passes through."""
+    try:
+        return await process
+    except ProcessCrashed:
+        return None
+    except BaseExceptionGroup as failures:
+        others = failures.split(ProcessCrashed)[1]
+        if others is not None:
+            raise
+        return None
 
 
 class PacedRuntime(LoopRuntime):
@@ -61,10 +78,13 @@ class Door:
             request = _decode_request(_encode(request))
         except msgspec.ValidationError as error:
             raise PeerFault(Reason.MALFORMED, str(error)) from None
-        reply = await service.handle(sender, request)
-        if service is not self.service:  # its process is gone, whatever it was about to say
-            raise Unavailable("the line broke off")
-        return _reply_decoder.decode(_encode(reply))
+        try:
+            reply = _encode(await service.handle(sender, request))
+        except ProcessCrashed:
+            raise Unavailable("the orchestrator went away") from None
+        if self.service is not service:
+            raise Unavailable("the orchestrator went away")
+        return _reply_decoder.decode(reply)
 
     async def refuse(self, refused: m.Refused) -> m.Reply:
         return await self._open().refuse(refused)
@@ -95,7 +115,8 @@ class Participant:
     def __init__(self, hotkey: Hotkey, folder: Path) -> None:
         self.hotkey, self.folder = hotkey, folder
         self.starts = 0
-        self.task: asyncio.Task[Ending] | None = None
+        self.task: asyncio.Task[Ending | None] | None = None
+        """None is what a crash leaves."""
         self.trainer: Trainer | None = None
         """Of the process that runs now, or ran last."""
 

@@ -10,14 +10,15 @@ a wrapper around a miner's lines to the outside, a kill and a start, or an orche
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any
 
 import msgspec
 import numpy as np
 
+from subnet.chain.base import Chain
 from subnet.chain.memory import MemoryChain, MemoryLedger
 from subnet.coordination import machine
 from subnet.coordination.notices import finished
@@ -26,16 +27,20 @@ from subnet.data import token_shards
 from subnet.data.sampling import Batches
 from subnet.merging import compression
 from subnet.merging.shards import ShardReduction
+from subnet.miner.line import Ending
 from subnet.miner.miner import Miner, data_path
+from subnet.miner.receipts import ReceiptBook
+from subnet.miner.snapshots import Snapshots
+from subnet.model.replay import Replay
 from subnet.model.trainer import Trainer
 from subnet.orchestrator import registrations
-from subnet.orchestrator.restoring import restore
+from subnet.orchestrator.restoring import Restored, restore
 from subnet.orchestrator.service import Service
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey, Stage, Values
 from subnet.protocol.run_spec import RunSpec
 from subnet.simulation.opening import open_run
-from subnet.simulation.outside import Door, PacedRuntime, Participant, WatchedJournal
+from subnet.simulation.outside import Door, PacedRuntime, Participant, WatchedJournal, until_crash
 from subnet.storage.base import JournalRecord
 from subnet.storage.memory import MemoryObjectStore, MemorySnapshots
 from subnet.transport.base import ControlClient, ObjectClient
@@ -70,8 +75,9 @@ class World:
         self.door = Door()
         self._text, self._folder, self._seed, self._target_epochs = text, folder, seed, target_epochs
         self._hosts = 0
-        self._host: asyncio.Task[NoReturn] | None = None
-        self._watch: asyncio.Task[NoReturn] | None = None
+        self._host: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._validating: list[asyncio.Task[None]] = []
         self._service: Service | None = None
         self._group = asyncio.TaskGroup()
         self._grown = asyncio.Event()
@@ -99,6 +105,9 @@ class World:
         for miner in self.miners.values():
             self.kill(miner.hotkey)
         self.stop_orchestrator()
+        if kind is not None:  # a validator would wait for ever for the end of a run that nobody hosts
+            for task in self._validating:
+                task.cancel()
         if kind is asyncio.CancelledError:  # a part has crashed, or the world's own task was cancelled
             await self._group.__aexit__(kind, error, trace)
         else:  # what the body raises is raised as it is
@@ -107,13 +116,10 @@ class World:
     async def start_orchestrator(self) -> None:
         """Open the run, or go on with its journal as a new process does."""
         self._hosts += 1
-        journal, runtime = WatchedJournal(self.records, self._grown), self._runtime(f"orchestrator {self._hosts}")
+        journal = WatchedJournal(self.records, self._grown)
         restored = await restore(journal, self.snapshots)
         chain = MemoryChain(self.ledger, ORCHESTRATOR)
-        said, every = self.said.append, SNAPSHOT_EVERY
-        service = self.service_type(
-            journal, self.store, runtime, ORCHESTRATOR, restored, said, chain, self.snapshots, every
-        )
+        service = self._host_of(journal, restored, chain)
         begun = asyncio.Event()
 
         async def begin() -> None:
@@ -127,15 +133,28 @@ class World:
                 await service.submit(m.RunResumed(target_epochs=restored.state.target_epochs))
             begun.set()
 
-        self._host = host = self._group.create_task(service.run(begin))
-        begins = asyncio.create_task(begun.wait())
-        await asyncio.wait([begins, host], return_when=asyncio.FIRST_COMPLETED)
-        if self._host is not host:  # it was stopped before it listened
-            begins.cancel()
-            return
+        self._host = host = self._group.create_task(until_crash(service.run(begin)))
+        beginning = asyncio.create_task(begun.wait())
+        await asyncio.wait((beginning, host), return_when=asyncio.FIRST_COMPLETED)
+        beginning.cancel()
+        self._service = service
+        if self._host is not host or host.done():
+            return  # it was stopped, or crashed, before it could listen
         if self.spec.audit.rate > 0:
-            self._watch = self._group.create_task(registrations.watch_chain(chain, service, runtime))
-        self._service = self.door.service = service
+            watch = registrations.watch_chain(chain, service, self._runtime("watch"))
+            self._watch = self._group.create_task(until_crash(watch))
+        self.door.service = service
+
+    def _host_of(self, journal: WatchedJournal, restored: Restored | None, chain: Chain) -> Service:
+        """The process that hosts the run; where the weather is bad, another one is put here."""
+        runtime, said = self._runtime(f"orchestrator {self._hosts}"), self.said.append
+        return self.service_type(
+            journal, self.store, runtime, ORCHESTRATOR, restored, said, chain, self.snapshots, SNAPSHOT_EVERY
+        )
+
+    async def _process(self, hotkey: Hotkey, life: Coroutine[Any, Any, Ending]) -> Ending | None:
+        """A miner's process from its start to its end."""
+        return await until_crash(life)
 
     def stop_orchestrator(self) -> None:
         """Its process is gone at once; the journal and the objects stay."""
@@ -154,9 +173,13 @@ class World:
         objects: Callable[[ObjectClient], ObjectClient] = lambda client: client,
         trainer: type[Trainer] = Trainer,
         reduction: type[ShardReduction] = ShardReduction,
+        runtime: PacedRuntime | None = None,
+        receipts: ReceiptBook | None = None,
+        snapshots: Snapshots | None = None,
     ) -> Participant:
         """Start a miner's process, registering its hotkey first where it is new; `control` and `objects` wrap its
-        lines to the outside, `trainer` and `reduction` are what it computes with."""
+        lines to the outside, `trainer` and `reduction` are what it computes with, `runtime` is its clock, `receipts`
+        and `snapshots` are its disk where that is not its folder."""
         hotkey = Hotkey(name)
         miner = self.miners.setdefault(hotkey, Participant(hotkey, self._folder / name))
         assert miner.task is None or miner.task.done(), f"{name} runs already"
@@ -174,15 +197,24 @@ class World:
         role = Miner(
             control=control(MemoryControlClient(self.door, hotkey, self.spec.run_id)),
             objects=objects(MemoryObjectClient(self.store)),
-            runtime=self._runtime(f"{name} {miner.starts}", compute_s),
+            runtime=runtime or self._runtime(f"{name} {miner.starts}", compute_s),
             trainer_factory=build,
             reduction=reduction,
             work_dir=miner.folder,
+            receipts=receipts,
+            snapshots=snapshots,
         )
-        miner.task = self._group.create_task(role.run(), name=name)
+        miner.task = self._group.create_task(self._process(hotkey, role.run()), name=name)
         return miner
 
-    def start_validator(self, name: str = VALIDATOR, *, stake: float = 1000.0) -> Validator:
+    def start_validator(
+        self,
+        name: str = VALIDATOR,
+        *,
+        stake: float = 1000.0,
+        replay: type[Replay] = Replay,
+        tokens_max: int = EVALUATED_TOKENS,
+    ) -> Validator:
         """Start a validator; one that the run was not opened with waits for its permit."""
         hotkey = Hotkey(name)
         if hotkey not in self.validators:
@@ -195,9 +227,10 @@ class World:
             weights=WeightSetter(MemoryChain(self.ledger, hotkey), hotkey),
             runtime=self._runtime(f"validator {name}", 0.05),
             work_dir=self._folder / name,
-            tokens_max=EVALUATED_TOKENS,
+            tokens_max=tokens_max,
+            replay=replay,
         )
-        self._group.create_task(role.run(), name=name)
+        self._validating.append(self._group.create_task(role.run(), name=name))
         return role
 
     def kill(self, name: str) -> None:

@@ -35,12 +35,17 @@ class MemoryControlClient:
         request = Request(run_id=self._run_id, spec_digest=spec_digest, message=message)
         task = asyncio.create_task(self._answer(request))
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._done)
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(task)
         except TimeoutError:
             raise Unavailable(f"no answer within {timeout_s:g} s") from None
+
+    def _done(self, task: asyncio.Task[Reply]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # a caller that gave up does not fetch it
 
     async def _answer(self, request: Request) -> Reply:
         try:

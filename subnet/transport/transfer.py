@@ -50,7 +50,7 @@ def digest_of(data: bytes) -> Digest:
 
 
 class Transfer:
-    """Checked reads and writes over an ObjectClient. `deadline` is on the runtime's clock."""
+    """Checked reads and writes over an ObjectClient. `deadline` is on the runtime's monotonic clock."""
 
     def __init__(self, objects: ObjectClient, runtime: Runtime) -> None:
         self._objects, self._runtime = objects, runtime
@@ -103,14 +103,16 @@ class Transfer:
         """What `attempt` gives, tried again while the outside is away. Raises PeerFault as it is, or Expired."""
         tries = 0
         while True:
-            left_s = deadline - self._runtime.now()
+            left_s = deadline - self._runtime.monotonic()
             if left_s <= 0:
                 raise Expired(f"the deadline of {what} passed")
             try:
-                async with asyncio.timeout(None if math.isinf(left_s) else left_s):
+                async with asyncio.timeout(None if math.isinf(left_s) else left_s) as limit:
                     return await attempt()
             except TimeoutError:
-                continue
+                if limit.expired():
+                    raise Expired(f"the deadline of {what} passed") from None
+                tries += 1
             except Unavailable:
                 tries += 1
             await self._runtime.sleep(min(backoff_s(tries, self._runtime.random_bytes(2)), max(left_s, 0.01)))

@@ -53,24 +53,26 @@ class Auditor:
         runtime: Runtime,
         device: str,
         turn: asyncio.Lock,
+        replay: type[Replay] = Replay,
     ) -> None:
+        self._replay = replay
         self.spec, self._batches, self._device = spec, batches, device
         self._transfer, self._runtime, self._turn = transfer, runtime, turn
 
     async def audit(self, work: AuditWork) -> AuditDone:
         """The finding; a replay that cannot be made is one too."""
-        deadline = self._runtime.now() + work.deadline_s
-        began = self._runtime.now()
+        deadline = self._runtime.monotonic() + work.deadline_s
+        began = self._runtime.monotonic()
         try:
             data = await self._fetch(work, deadline)
             async with self._turn:
-                began = self._runtime.now()
+                began = self._runtime.monotonic()
                 figures = await self._runtime.run_blocking(lambda: self._measure(work, data))
         except (_Missing, Expired) as error:
             return _done(work, Reason.UNREADABLE, str(error), 0.0)
         except PeerFault as fault:
-            return _done(work, Reason(fault.code), fault.sentence, self._runtime.now() - began)
-        took_s = max(0.0, self._runtime.now() - began)
+            return _done(work, Reason(fault.code), fault.sentence, self._runtime.monotonic() - began)
+        took_s = max(0.0, self._runtime.monotonic() - began)
         return AuditDone(item=work.item, figures=figures, reason=Reason.OK, sentence="replayed", compute_s=took_s)
 
     # ---- bytes -------------------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class Auditor:
         )
         rules = work.spec or self.spec
         before = rules if work.applies_after is None else work.spec_before
-        return Replay(rules, work.stage, self._device, self._batches, before).measure(segment)
+        return self._replay(rules, work.stage, self._device, self._batches, before).measure(segment)
 
 
 def _shown(state: TrainingState | None) -> TrainingState:

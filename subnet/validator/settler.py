@@ -53,9 +53,9 @@ class Settler:
             await self._look_at_chain()
             await self._tell()
             if over:
-                ends_at = min(ends_at, self._runtime.now() + self._patience_s())
+                ends_at = min(ends_at, self._runtime.monotonic() + self._patience_s())
                 current = self._untold is None and self._follower.caught_up and self._weights.is_current(self._follower)
-                if current or self._runtime.now() >= ends_at:
+                if current or self._runtime.monotonic() >= ends_at:
                     return
             await self._runtime.sleep(LOOK_EVERY_S)
 
@@ -72,7 +72,7 @@ class Settler:
             self._journal_said = ""
 
     async def _look_at_chain(self) -> None:
-        now, seen_before = self._runtime.now(), self._weights.subnet
+        now, seen_before = self._runtime.monotonic(), self._weights.subnet
         try:
             report = await self._weights.look(self._follower, now)
             if report is not None:
@@ -80,14 +80,14 @@ class Settler:
             subnet = self._weights.subnet
             asked = subnet is not seen_before
             if subnet is not None:
-                asked |= await self._anchors.look(subnet.owner_hotkey, subnet.block.number, now)
+                asked |= await self._anchors.look(subnet.owner_hotkey, subnet.block.number, self._runtime.now())
         except Unavailable as error:
             if self._away_since is None:
                 logger.warning("{}: {}; {}", Reason.CHAIN_AWAY.value, error, REMEDY[Reason.CHAIN_AWAY])
                 self._away_since = now
             return
         if asked and self._away_since is not None:
-            logger.info("the chain answers again, after {:.0f} s", self._runtime.now() - self._away_since)
+            logger.info("the chain answers again, after {:.0f} s", self._runtime.monotonic() - self._away_since)
             self._away_since = None
 
     def _note(self, report: WeightsSet) -> None:
@@ -102,7 +102,7 @@ class Settler:
             self._untold, self._tell_at, self._tell_pause_s = report, 0.0, LOOK_EVERY_S
 
     async def _tell(self) -> None:
-        now = self._runtime.now()
+        now = self._runtime.monotonic()
         if self._untold is None or now < self._tell_at:
             return
         reply = await self._call(self._untold)

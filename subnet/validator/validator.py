@@ -18,6 +18,7 @@ from subnet.coordination.notices import finished
 from subnet.data.sampling import Batches
 from subnet.data.token_shards import open_file
 from subnet.errors import PeerFault, Unavailable
+from subnet.model.replay import Replay
 from subnet.protocol.ids import Digest, ItemId
 from subnet.protocol.messages import (
     AuditDone,
@@ -70,13 +71,14 @@ class Validator:
         device: str = "cpu",
         audits_at_once: int = 2,
         tokens_max: int = TOKENS_MAX,
+        replay: type[Replay] = Replay,
     ) -> None:
         self._control, self._runtime, self._follower = control, runtime, follower
         anchors = AnchorWatch(weights.chain, work_dir / ANCHORS_FILE, follower)
         self._settler = Settler(follower, weights, anchors, self._call, runtime)
         self._transfer = Transfer(objects, runtime)
         self._work_dir, self._device, self._free = work_dir, device, audits_at_once
-        self._tokens_max = tokens_max
+        self._tokens_max, self._replay = tokens_max, replay
         self._spec: RunSpec | None = None
         self._digest: Digest | None = None
         self._auditor: Auditor | None = None
@@ -176,7 +178,7 @@ class Validator:
     async def _load(self, reply: Reviewed) -> None:
         """The text: what audits replay and evaluations measure on."""
         assert self._spec is not None
-        data, deadline = self._spec.data, self._runtime.now() + 600.0
+        data, deadline = self._spec.data, self._runtime.monotonic() + 600.0
         granted = {source.key: source for source in reply.data}
         try:
             paths = []
@@ -190,7 +192,8 @@ class Validator:
         parts = [open_file(path, self._spec.model.vocab_size) for path in paths]
         tokens_N = parts[0] if len(parts) == 1 else np.concatenate(parts)
         batches = Batches(tokens_N, self._spec.seed, data.micro_batch_size, data.seq_len)
-        self._auditor = Auditor(self._spec, batches, self._transfer, self._runtime, self._device, self._turn)
+        parts_of = self._spec, batches, self._transfer, self._runtime, self._device, self._turn
+        self._auditor = Auditor(*parts_of, self._replay)
         logger.info("ready to audit run {}", self._spec.run_id)
 
     async def _audit(self, auditor: Auditor, work: AuditWork) -> None:
@@ -209,7 +212,7 @@ class Validator:
         assert self._spec is not None
         try:
             async with self._turn:
-                deadline = self._runtime.now() + 120.0
+                deadline = self._runtime.monotonic() + 120.0
                 blobs = [await self._transfer.fetch(source, deadline) for source in work.parameters]
                 digests = tuple(source.digest for source in work.parameters)
                 report = await evaluate(

@@ -91,7 +91,7 @@ class Clocked(SlowedRuntime):
         super().__init__(factor)
         self.seconds, self.slept = 0.0, list[float]()
 
-    def now(self) -> float:
+    def monotonic(self) -> float:
         return self.seconds
 
     async def sleep(self, duration_s: float) -> None:
