@@ -40,35 +40,30 @@ def _dossier(state: State, stage: StageState, hotkey: Hotkey) -> Dossier:
     return epoch[hotkey]
 
 
-def find(state: State, hotkey: Hotkey, item: ItemId) -> Given | None:
-    """A pass that a miner was given, in this epoch or a kept one."""
+def _holding(state: State, hotkey: Hotkey, item: ItemId) -> Dossier | None:
+    """The dossier of the epoch in which a miner was given a pass, if it is kept."""
     for epoch in reversed(state.pay.dossiers):
         dossier = state.pay.dossiers[epoch].get(hotkey)
         if dossier is not None and item in dossier.given:
-            return dossier.given[item]
+            return dossier
     return None
 
 
 def answered(state: State, hotkey: Hotkey, done: PassDone, credited: bool) -> None:
     """A result came, late ones too: what the miner stored is what it is audited for."""
-    given = find(state, hotkey, done.item)
-    if given is None or given.answered:
+    dossier = _holding(state, hotkey, done.item)
+    if dossier is None or (given := dossier.given[done.item]).answered:
         return
     given.answered, given.credited = True, credited
-    given.late = _has_uploaded(state, hotkey, done.item)
+    given.late = dossier.upload is not None
     given.output, given.loss = done.digest, done.loss  # type: ignore[assignment]
-
-
-def _has_uploaded(state: State, hotkey: Hotkey, item: ItemId) -> bool:
-    held = next((e[hotkey] for e in state.pay.dossiers.values() if hotkey in e and item in e[hotkey].given), None)
-    return held is not None and held.upload is not None
 
 
 def withdrawn(state: State, hotkey: Hotkey, item: ItemId) -> None:
     """A pass lost its credit."""
-    given = find(state, hotkey, item)
-    if given is not None:
-        given.credited = False
+    dossier = _holding(state, hotkey, item)
+    if dossier is not None:
+        dossier.given[item].credited = False
 
 
 def restarted(state: State, hotkey: Hotkey) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from subnet.protocol.ids import Hotkey, ItemId, MicroBatchId, Pass
 from subnet.protocol.messages import PassWork, Work
+from subnet.protocol.reasons import Reason
 
 if TYPE_CHECKING:
     from subnet.coordination.state import MicroBatch, Miner, Offer, State
@@ -109,8 +110,20 @@ class Index:
         self.audits_changed = True
         self.audits_at = -NEVER
         """When the first audit is overdue."""
+        self.touched = True
+        """Whether any stage has changed since merges were last looked at."""
+        self.next_at = -NEVER
+        """When time alone could move a merge."""
+        self.kept_at = -NEVER
+        """Before this no backward has been kept for its replica for too long."""
+        self.is_any_empty = False
+        """Whether a stage has no live replica."""
+        self.gate: tuple[tuple[Reason, str] | None, int] | None = None
+        """What phases and replicas say about opening micro-batches, and the replicas of the weakest stage; None: it
+        has to be looked at again."""
         for miner in sorted((m for m in state.miners.values() if m.live), key=lambda m: m.number):
             self.arrived(state, miner)
+        self._count_empty()
         for offer in state.offers.values():
             self.gave(offer)
         for batch in state.micro_batches.values():
@@ -130,7 +143,9 @@ class Index:
         """A session began."""
         stage = self.stages[miner.stage]
         stage.live[miner.hotkey] = miner
-        stage.changed = self.audits_changed = True
+        self._count_empty()
+        self.touch(stage)
+        self.audits_changed = True
         for kind, mean_s in miner.mean_s.items():
             insort(stage.speeds[kind], mean_s)
         if miner.hotkey not in self._listed:
@@ -141,10 +156,12 @@ class Index:
     def left(self, state: State, miner: Miner) -> None:
         """A session ended; `miner` is the struct that was filed."""
         stage = self.stages[miner.stage]
-        stage.changed = self.audits_changed = True
         if stage.live.pop(miner.hotkey, None) is not None:
             for kind, mean_s in miner.mean_s.items():
                 _remove(stage.speeds[kind], mean_s)
+        self._count_empty()
+        self.touch(stage)
+        self.audits_changed = True
         self.file_miner(state, miner)
 
     def file_miner(self, state: State, miner: Miner) -> None:
@@ -198,7 +215,8 @@ class Index:
         if not isinstance(offer.work, PassWork):
             stage = self.stages[offer.work.stage]
             stage.given[type(offer.work)].pop(offer.item, None)
-            stage.changed = self.audits_changed = True
+            self.touch(stage)
+            self.audits_changed = True
 
     def late(self, state: State, at: float) -> Iterator[Offer]:
         """Passes whose deadline is over, the oldest first; each is named once, for the caller marks it."""
@@ -224,7 +242,8 @@ class Index:
         for hop, stage in zip(batch.hops, self.stages, strict=True):
             self.lost_graph(batch, hop.forward_by)
             if hop.backward_epoch < 0:
-                stage.undone, stage.changed = stage.undone - 1, True
+                stage.undone -= 1
+                self.touch(stage)
 
     def keeps_graph(self, batch: MicroBatch, hotkey: Hotkey) -> None:
         self._bound_to.setdefault(hotkey, set()).add(batch.id)
@@ -251,6 +270,7 @@ class Index:
         insort(stage.unbound if owner is None else stage.waiting_for.setdefault(owner, []), batch.id)
         if owner is not None:
             heapq.heappush(stage.kept, (batch.waits_until, batch.id))
+            self.kept_at = min(self.kept_at, batch.waits_until)
             if owner in stage.free:
                 stage.called.add(owner)
 
@@ -286,11 +306,18 @@ class Index:
 
     # ---- what is looked at again -------------------------------------------------------------------------------------
 
+    def touch(self, stage: StageIndex) -> None:
+        """Something happened that its merge may wait for."""
+        stage.changed = self.touched = True
+
     def all_changed(self) -> None:
         """Something happened that may concern every stage."""
-        self.audits_changed = True
+        self.audits_changed, self.gate = True, None
         for stage in self.stages:
-            stage.changed = True
+            self.touch(stage)
+
+    def _count_empty(self) -> None:
+        self.is_any_empty, self.gate = not all(stage.live for stage in self.stages), None
 
 
 def _remove(ordered: list[T], value: T) -> None:

@@ -170,6 +170,7 @@ def _go_on(state: State, at: float) -> list[Effect]:
     ):
         said = f"all {state.target_epochs} epochs are merged"
         effects += rounds.pause_all(state, at, Reason.TARGET_REACHED, said)
+        index.all_changed()
     effects += routing.dispatch(state, at)
     return effects
 
@@ -183,14 +184,16 @@ def _exchange(state: State, sender: Hotkey, message: Exchange, at: float) -> tup
         return refusal, []
     miner, index = state.miners[sender], index_of(state)
     if not miner.ready:
-        index.stages[miner.stage].changed = index.audits_changed = True
+        index.touch(index.stages[miner.stage])
+        index.audits_changed = True
     miner.last_seen, miner.ready = at, True
     rebalancing.watch(state, at)
     effects: list[Effect] = []
     verdicts = []
     for result in message.results:
         if not isinstance(result, PassDone):
-            index.stages[miner.stage].changed = index.audits_changed = True
+            index.touch(index.stages[miner.stage])
+            index.audits_changed = True
         verdict, more = _result(state, sender, result, at)
         key = f"{verdict.outcome}/{verdict.reason.value}"
         state.outcomes[key] = state.outcomes.get(key, 0) + 1

@@ -67,6 +67,7 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
     )
     state.miners[hotkey] = miner
     index_of(state).arrived(state, miner)
+    stage.empty_since = None
     dossiers.restarted(state, hotkey)
     verb = "came back to" if known else "joined"
     resumed = resumption.take_up(state, hotkey, message.resumes)

@@ -6,7 +6,7 @@ a replica that lives but does not work, nor for a piece that nobody can do.
 
 from __future__ import annotations
 
-from subnet.coordination.index import index_of
+from subnet.coordination.index import NEVER, index_of
 from subnet.coordination.routing import close_offers, dequeue, enqueue, gives_passes, unbind, withdraw
 from subnet.coordination.state import MicroBatch, StageState, State
 from subnet.protocol.ids import Hotkey
@@ -36,9 +36,10 @@ def expire(state: State, at: float) -> list[str]:
         unbind(state, batch, offer.work.stage)
         said.append(f"{offer.item} is late at {offer.hotkey[:8]} ({at - offer.offered_at:.0f} s): offered again")
         requeue(state, batch)
-    for stage, known in zip(state.stages, index_of(state).stages, strict=True):
-        if not known.kept or known.kept[0][0] > at:
-            continue
+    index = index_of(state)
+    if at < index.kept_at:
+        return said
+    for stage in state.stages:
         while (waiting := _held_up(state, stage, at)) is not None:
             hop = waiting.hops[stage.stage]
             unbind(state, waiting, stage.stage)
@@ -46,6 +47,8 @@ def expire(state: State, at: float) -> list[str]:
                 f"the backward of micro-batch {waiting.id} waited {at - waiting.waiting_since:.0f} s for"
                 f" {str(hop.forward_by)[:8]}: any replica of stage {stage.stage} may take it"
             )
+    waiting_at = [k.kept[0][0] for k, s in zip(index.stages, state.stages, strict=True) if k.kept and s.backward_ready]
+    index.kept_at = min(waiting_at, default=NEVER)
     return said
 
 

@@ -128,10 +128,12 @@ def _apply(state: State, batch: MicroBatch, offer: Offer, work: PassWork, done: 
         hop.backward_by, hop.gradient, hop.backward_epoch = offer.hotkey, produced, stage.epoch
         routing.unbind(state, batch, work.stage)
         stage.contributions[offer.hotkey] = count = stage.contributions.get(offer.hotkey, 0) + 1
-        filed = index_of(state).stages[work.stage]
+        index = index_of(state)
+        filed = index.stages[work.stage]
         filed.undone -= 1
         reached = quorum.is_threshold(state.rules_of(work.stage).merge, count)
-        filed.changed = filed.changed or stage.merge is not None or reached
+        if reached or stage.merge is not None:
+            index.touch(filed)
         if work.kind is Pass.LOSS:
             hop.forward_by, hop.forward_epoch, batch.loss = offer.hotkey, stage.epoch, done.loss
         elif hop.forward_by is not None:
@@ -248,7 +250,8 @@ def _undo(state: State, batch: MicroBatch, index: int, kind: Pass, reason: Reaso
     else:
         hop.gradient, hop.backward_epoch = None, -1
         filed = index_of(state).stages[index]
-        filed.undone, filed.changed = filed.undone + 1, True
+        filed.undone += 1
+        index_of(state).touch(filed)
         if epoch == stage.epoch and stage.contributions.get(by, 0) > 0:
             stage.contributions[by] -= 1
         if kind is Pass.LOSS:

@@ -27,7 +27,7 @@ LOOKS = 8
 def starving(state: State, now: float) -> StageState | None:
     """A stage that was without replica for so long that one of another stage must move; None if none can."""
     limit = state.spec.routing.dead_after_s
-    for stage in state.stages:
+    for stage in state.stages if index_of(state).is_any_empty else ():
         if stage.empty_since is None:
             continue
         if now - stage.empty_since >= limit and stage.phase is not Phase.PAUSED:
@@ -38,15 +38,12 @@ def starving(state: State, now: float) -> StageState | None:
 
 def fill_empty(state: State, at: float) -> list[Effect]:
     """Where a stage is empty, end the session of a replica that is needed least: it joins again, there."""
-    is_any_empty = False
-    for stage, known in zip(state.stages, index_of(state).stages, strict=True):
-        if known.live:
-            stage.empty_since = None
-            continue
-        is_any_empty = True
-        if stage.empty_since is None:
+    if not index_of(state).is_any_empty:
+        return []
+    for stage in state.stages:
+        if stage.empty_since is None and not state.num_replicas(stage.stage):
             stage.empty_since = at
-    needy = starving(state, at) if is_any_empty else None
+    needy = starving(state, at)
     if needy is None:
         return []
     needy.empty_since = at  # the next one is asked only if this one does not come
@@ -79,10 +76,10 @@ def watch(state: State, at: float) -> None:
 def strengthen(state: State, at: float) -> list[Effect]:
     """When an epoch turns and a stage has starved for long beside a rich one, move one replica there."""
     balance, rules = state.balance, state.spec.routing
+    if balance.starving_since is None or at - balance.starving_since < rules.rebalance_after_s:
+        return []
     turned = {stage.stage for stage in state.stages if stage.merges and stage.merges[-1].done_at == at}
     if not turned:
-        return []
-    if balance.starving_since is None or at - balance.starving_since < rules.rebalance_after_s:
         return []
     if any(at - moved < rules.rebalance_after_s for moved in balance.moved_at.values()):
         return []

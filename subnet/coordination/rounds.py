@@ -27,10 +27,13 @@ def advance_all(state: State, at: float) -> list[Effect]:
     Looked at are stages where something happened, and those that time alone could move.
     """
     effects: list[Effect] = []
-    filed, moved = index_of(state).stages, True
+    index, moved = index_of(state), True
+    if not index.touched and at < index.next_at:
+        return effects
+    index.touched, index.gate = False, None
     while moved:
         moved = False
-        for stage, known in zip(state.stages, filed, strict=True):
+        for stage, known in zip(state.stages, index.stages, strict=True):
             if not (moved or known.changed or at >= known.next_at):
                 continue
             known.changed, before = False, _position(stage)
@@ -38,7 +41,8 @@ def advance_all(state: State, at: float) -> list[Effect]:
             known.next_at = _next_at(state, stage)
             moved = moved or _position(stage) != before
         if moved:
-            index_of(state).all_changed()
+            index.all_changed()
+    index.next_at = min(known.next_at for known in index.stages)
     return effects
 
 

@@ -247,20 +247,29 @@ def in_flight_max(state: State) -> int:
     return weakest * state.spec.routing.in_flight_per_replica * len(state.stages)
 
 
-def opening_refused(state: State) -> tuple[Reason, str] | None:
-    """Why no micro-batch may be opened now; None when one may."""
-    merging, weakest = None, len(state.miners)
-    for stage, known in zip(state.stages, index_of(state).stages, strict=True):
+def _gate(state: State) -> tuple[Reason, str] | None:
+    """What phases and replicas say."""
+    merging = None
+    for stage in state.stages:
         if stage.phase is Phase.PAUSED:
             return stage.reason, f"stage {stage.stage} is paused: {stage.sentence}"
-        if not known.live:
+        if not state.num_replicas(stage.stage):
             return Reason.STAGE_EMPTY, f"stage {stage.stage} has no live miner"
         if stage.phase is not Phase.TRAINING:
             merging = merging or stage
-        if len(known.live) < weakest:
-            weakest = len(known.live)
-    if merging is not None:
-        return Reason.MERGE_RUNNING, f"stage {merging.stage} is {merging.phase.value}: {merging.sentence}"
+    if merging is None:
+        return None
+    return Reason.MERGE_RUNNING, f"stage {merging.stage} is {merging.phase.value}: {merging.sentence}"
+
+
+def opening_refused(state: State) -> tuple[Reason, str] | None:
+    """Why no micro-batch may be opened now; None when one may."""
+    index = index_of(state)
+    if index.gate is None:
+        index.gate = _gate(state), min(len(known.live) for known in index.stages)
+    closed, weakest = index.gate
+    if closed is not None:
+        return closed
     if state.spec.routing.flush and state.group_opened >= state.spec.inner.micro_batches_per_step:
         return Reason.PIPELINE_FULL, "the group of one optimizer step is open; the next one follows when it is back"
     if len(state.micro_batches) >= weakest * state.spec.routing.in_flight_per_replica * len(state.stages):
