@@ -12,7 +12,17 @@ from subnet.coordination import dossiers, overdue, phases, reducing, routing, tu
 from subnet.coordination.index import index_of
 from subnet.coordination.merge_state import CLOSED_KEPT, ClosedMerge, Merge
 from subnet.coordination.merge_work import give, item_id, merge_work_of, next_number, open_offers, withdraw_all
-from subnet.coordination.state import Deliver, DropEpoch, Effect, MergeRecord, Miner, Say, StageState, State
+from subnet.coordination.state import (
+    CheckObject,
+    Deliver,
+    DropEpoch,
+    Effect,
+    MergeRecord,
+    Miner,
+    Say,
+    StageState,
+    State,
+)
 from subnet.merging import agreement, compression
 from subnet.protocol import keys
 from subnet.protocol.draw import choose
@@ -29,7 +39,7 @@ Anchor = tuple[Digest, Digest]
 def step(state: State, stage: StageState, merge: Merge, at: float) -> list[Effect]:
     """Every replica takes the outer step; one publishes the result, and the epoch turns when it is there."""
     if merge.checking:
-        stage.sentence = f"the orchestrator looks at {len(merge.checking)} objects that were complained about"
+        stage.sentence = f"the orchestrator looks at {len(merge.checking)} objects"
         return []
     holders = [m for m in state.replicas(stage.stage) if m.synced_epoch == stage.epoch and m.ready]
     unreadable = _unreadable(merge, {m.hotkey for m in holders})
@@ -44,6 +54,12 @@ def step(state: State, stage: StageState, merge: Merge, at: float) -> list[Effec
     published = _published(merge)
     if published is None:
         effects += _hand_out(state, stage, merge, members, at)
+    else:
+        unseen = [source for source in published if source.key not in merge.seen]
+        merge.checking |= {source.key: [] for source in unseen}
+        if unseen:
+            stage.sentence = "the orchestrator looks at the parameters that were published"
+            return [CheckObject(source) for source in unseen]
     waiting = {offer.hotkey for offer in open_offers(state, stage, ApplyWork)}
     # who came after training had closed does not hold the others up: it loads the result instead
     needed = {h for h in waiting if published is None or state.miners[h].joined_at <= merge.closed_at}
@@ -74,6 +90,7 @@ def _hand_out(state: State, stage: StageState, merge: Merge, members: list[Miner
     able = sorted(
         m.hotkey for m in members if m.hotkey not in waiting and merge.applied.get(m.hotkey, winner) == winner
     )
+    able = [hotkey for hotkey in able if hotkey not in merge.misprinted] or able
     if able and not any(_publishes(offer.work) for offer in offers):
         publisher = choose(state.secret(), able, "publisher", stage.stage, stage.epoch, merge.attempt)
         merge.attempt += 1

@@ -129,6 +129,9 @@ def uploaded(state: State, stage: StageState, hotkey: Hotkey, source: Source, do
     """An upload was accepted, and its log with it."""
     if are_kept(state):
         dossier = _dossier(state, stage, hotkey)
+        for one in dossier.log:  # of an earlier upload in this epoch, by a process that is gone: no later log has it
+            if one.item in dossier.given:
+                dossier.given[one.item].forgotten = True
         dossier.upload, dossier.log, dossier.commitments = source, done.log, done.commitments
         dossier.applied_at, dossier.loaded = done.applied_at, done.loaded
         for one in done.log:

@@ -182,6 +182,10 @@ def open_checks(merge: Merge) -> list[Effect]:
 
 
 def _check(merge: Merge, key: ObjectKey) -> CheckObject | None:
+    for published in merge.published.values():
+        for source in published:
+            if source.key == key:
+                return CheckObject(source)
     for hotkey, upload in merge.uploads.items():
         if upload.source.key == key and hotkey not in merge.excluded:
             return CheckObject(upload.source, upload.chunk_digests)
@@ -196,9 +200,13 @@ def checked(state: State, key: ObjectKey, reason: Reason) -> str:
     parsed = keys.parse(key)
     stage = state.stages[parsed.stage]
     merge = stage.merge
-    if merge is None or parsed.epoch != stage.epoch or merge.step == "inspect":  # then every upload is looked at
+    # what is published belongs to the next epoch already; while it inspects, every upload is looked at
+    if merge is None or parsed.epoch not in (stage.epoch, stage.epoch + 1) or merge.step == "inspect":
         return f"{key} was checked, but nobody waits for it any more"
     accusers = merge.checking.pop(key, [])
+    publisher = next((h for h, pair in merge.published.items() if key in (pair[0].key, pair[1].key)), None)
+    if publisher is not None:
+        return _published_checked(state, merge, publisher, key, reason)
     if reason is Reason.OK:
         said = f"{key} is good: the complaint was false"
         for hotkey in accusers:
@@ -215,6 +223,18 @@ def checked(state: State, key: ObjectKey, reason: Reason) -> str:
             _at_fault(state, one.hotkey, reason, f"reduced shards {key} are bad")
             return reducing.discard(state, stage, merge, item)
     return f"{key} is bad, and already left out"
+
+
+def _published_checked(state: State, merge: Merge, publisher: Hotkey, key: ObjectKey, reason: Reason) -> str:
+    if reason is Reason.OK:
+        merge.seen.append(key)
+        return f"{key} is what its publisher said"
+    for source in merge.published.pop(publisher):
+        merge.checking.pop(source.key, None)
+    merge.misprinted.append(publisher)
+    merge.attempt += 1
+    _at_fault(state, publisher, reason, f"published {key} is bad")
+    return f"{key} is bad: another replica publishes"
 
 
 def _at_fault(state: State, hotkey: Hotkey, reason: Reason, sentence: str) -> None:

@@ -110,6 +110,10 @@ class Merge(Struct):
     shards: tuple[MergedShard, ...] = ()
     applied: dict[Hotkey, tuple[Digest, Digest]] = field(default_factory=dict)
     published: dict[Hotkey, tuple[Source, Source]] = field(default_factory=dict)
+    seen: list[ObjectKey] = field(default_factory=list)
+    """Published objects that the orchestrator has found good: nobody could load the epoch's start from a bad one."""
+    misprinted: list[Hotkey] = field(default_factory=list)
+    """Whose published objects were bad."""
     overflowed: list[Hotkey] = field(default_factory=list)
     """Who could not apply it, because the result is not finite."""
     redone: int = 0

@@ -225,3 +225,22 @@ def test_a_late_recomputation_is_not_taken_for_another(worlds: Worlds) -> None:
     assert not world.merge().recomputed, "it was reduced over another manifest"
     finish(world)
     assert set(world.stage().merges[0].faulty) == {"a"}
+
+
+def test_bad_published_parameters_are_published_again(worlds: Worlds) -> None:
+    """The bytes that a publisher stored are not the ones it spoke of: nobody could load the next epoch's start. The
+    orchestrator looks before the epoch turns, and another replica publishes."""
+    world = worlds(num_stages=1, num_microbatches_min=2)
+    world.join("a", "b", "c")
+    world.auto = False
+    world.own(m.Tick())
+    world.do_errands()
+    world.work_until(lambda: world.stage().merge is not None and bool(world.merge().published))
+    (publisher,) = world.merge().published
+    bad = world.merge().published[publisher][0].key
+    world.bad_objects[bad] = Reason.BAD_DIGEST
+    world.auto = True
+    world.do_errands()
+    assert publisher not in world.merge().published and world.merge().misprinted == [publisher]
+    world.work_until(lambda: world.stage().epoch == 1)
+    assert world.stage().parameters.key != bad and world.miner(publisher).faults == 1

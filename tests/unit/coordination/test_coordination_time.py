@@ -76,6 +76,10 @@ def test_an_epochs_secret_is_drawn_once(worlds: Worlds) -> None:
     assert world.state.secrets == {0: first}
     world.join("a")
     world.auto = False
+    world.work_until(lambda: world.stage().merge is not None and bool(world.merge().published))
+    looks, world.errands = world.errands, []
+    for look in looks:  # at the parameters that were published
+        world.own(world.answer_to(look))
     world.work_until(lambda: world.stage().epoch == 1)
     assert world.errands == [DrawSecret(1)] and world.state.secret() == bytes.fromhex(first)
     world.do_errands()
