@@ -29,7 +29,7 @@ localnet: $(STAMP) ## run the whole subnet on this machine on real text; ARGS="-
 
 soak: $(STAMP) ## half an hour of the local net with random kills; fails when memory, files, sockets or tasks leak
 	@$(PY) -m subnet.localnet --miners 8 --stages 2 --epochs 1000 --end-after 30m --kill-miner-every 15s \
-		--kill-chain-every 3m --report soak-report.json $(ARGS)
+		--kill-chain-every 3m --kill-orchestrator-every 5m --report soak-report.json $(ARGS)
 
 test: $(STAMP) ## type check and all tests; ARGS="-k name" picks some
 	@$(PY) -m mypy

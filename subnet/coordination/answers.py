@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
+from subnet.coordination.effects import CheckObject, DrawSecret, Effect, ReadChain, RecomputeShard
 from subnet.coordination.machine import Decision
 from subnet.coordination.merge_state import InspectMerge
-from subnet.coordination.state import CheckObject, DrawSecret, Effect, ReadChain, RecomputeShard
 from subnet.protocol.messages import (
     ChainSeen,
     Envelope,

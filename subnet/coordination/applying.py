@@ -9,20 +9,11 @@ from __future__ import annotations
 from collections import Counter
 
 from subnet.coordination import dossiers, overdue, phases, reducing, routing, tuning, verdicts
+from subnet.coordination.effects import CheckObject, Deliver, DropEpoch, Effect, Say
 from subnet.coordination.index import index_of
-from subnet.coordination.merge_state import CLOSED_KEPT, ClosedMerge, Merge
+from subnet.coordination.merge_state import CLOSED_KEPT, ClosedMerge, Merge, MergeRecord
 from subnet.coordination.merge_work import give, item_id, merge_work_of, next_number, open_offers, withdraw_all
-from subnet.coordination.state import (
-    CheckObject,
-    Deliver,
-    DropEpoch,
-    Effect,
-    MergeRecord,
-    Miner,
-    Say,
-    StageState,
-    State,
-)
+from subnet.coordination.state import Miner, StageState, State
 from subnet.merging import agreement, compression
 from subnet.protocol import keys
 from subnet.protocol.draw import choose

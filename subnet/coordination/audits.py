@@ -14,9 +14,10 @@ from collections.abc import Iterator
 
 from subnet.coordination import dossiers, members, routing, verdicts
 from subnet.coordination.audit_state import Audit, Dossier
+from subnet.coordination.effects import Effect, ReadChain, Say
 from subnet.coordination.index import NEVER, index_of
 from subnet.coordination.merge_work import give, next_number
-from subnet.coordination.state import Effect, Offer, ReadChain, Say, State
+from subnet.coordination.state import Offer, State
 from subnet.merging import compression
 from subnet.protocol import keys
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, Phase, Values
@@ -126,24 +127,11 @@ def _open(state: State, epoch: Epoch, hotkey: Hotkey, dossier: Dossier, block_ha
         opened_at=at,
         deadline=at + state.spec.audit.reveal_deadline_s,
     )
-    first, num_segments = drawable(dossier)
+    first, num_segments = dossiers.drawable(dossier)
     if num_segments < 1:
         return  # nothing was uploaded that shows this epoch's work, so none of it counts
     audit.segment = first + rules.segment_of(block_hash, state.spec.run_id, dossier.stage, epoch, hotkey, num_segments)
     state.pay.audits[item] = audit
-
-
-def drawable(dossier: Dossier) -> tuple[int, int]:
-    """The first segment that may be drawn, and how many there are.
-
-    Where commitments were made between the upload and the merge, what lies before the merge belongs to the epoch before
-    and cannot be replayed from this one's start: such rare steps are not drawn.
-    """
-    num_segments = len(dossier.commitments) - 1
-    if dossier.applied_at is None or num_segments < 1:
-        return 0, num_segments
-    merged_in = max(i for i, c in enumerate(dossier.commitments[:-1]) if c.position <= dossier.applied_at)
-    return (0, num_segments) if merged_in == 0 else (merged_in + 1, num_segments - merged_in - 1)
 
 
 # ---- the miner's part ------------------------------------------------------------------------------------------------

@@ -177,6 +177,19 @@ def unlogged_units(state: State, dossier: Dossier) -> float:
     )
 
 
+def drawable(dossier: Dossier) -> tuple[int, int]:
+    """The first segment that may be drawn, and how many there are.
+
+    Where commitments were made between the upload and the merge, what lies before the merge belongs to the epoch before
+    and cannot be replayed from this one's start: such rare steps are not drawn.
+    """
+    num_segments = len(dossier.commitments) - 1
+    if dossier.applied_at is None or num_segments < 1:
+        return 0, num_segments
+    merged_in = max(i for i, c in enumerate(dossier.commitments[:-1]) if c.position <= dossier.applied_at)
+    return (0, num_segments) if merged_in == 0 else (merged_in + 1, num_segments - merged_in - 1)
+
+
 def drop_old(state: State) -> None:
     """Forget what no audit can ask for any more."""
     oldest = state.oldest_epoch()

@@ -8,12 +8,13 @@ that was kept up to date, so nothing that is decided depends on which of the two
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from statistics import median
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from subnet.coordination.buckets import Buckets, remove
 from subnet.protocol.ids import Hotkey, ItemId, MicroBatchId, Pass
 from subnet.protocol.messages import PassWork, Work
 from subnet.protocol.reasons import Reason
@@ -21,44 +22,8 @@ from subnet.protocol.reasons import Reason
 if TYPE_CHECKING:
     from subnet.coordination.state import MicroBatch, Miner, Offer, State
 
-T = TypeVar("T", MicroBatchId, float)
 NEVER = 1e18
 """A time that does not come."""
-
-
-class Buckets:
-    """Hotkeys by how many items they have in hand, each bucket in the order of names."""
-
-    def __init__(self) -> None:
-        self.count_of: dict[Hotkey, int] = {}
-        self._names: dict[int, list[Hotkey]] = {}
-
-    def file(self, hotkey: Hotkey, count: int | None) -> None:
-        """Put a hotkey where it belongs now; None: nowhere."""
-        before = self.count_of.get(hotkey)
-        if before == count:
-            return
-        if before is not None:
-            names = self._names[before]
-            del names[bisect_left(names, hotkey)]
-            if not names:
-                del self._names[before]
-            del self.count_of[hotkey]
-        if count is not None:
-            self.count_of[hotkey] = count
-            insort(self._names.setdefault(count, []), hotkey)
-
-    def __contains__(self, hotkey: Hotkey) -> bool:
-        return hotkey in self.count_of
-
-    def fewest(self, barred: Collection[Hotkey]) -> list[Hotkey]:
-        """Those with the fewest items in hand that are not barred."""
-        for count in sorted(self._names):
-            names = self._names[count]
-            free = [hotkey for hotkey in names if hotkey not in barred] if barred else names
-            if free:
-                return free
-        return []
 
 
 class StageIndex:
@@ -158,7 +123,7 @@ class Index:
         stage = self.stages[miner.stage]
         if stage.live.pop(miner.hotkey, None) is not None:
             for kind, mean_s in miner.mean_s.items():
-                _remove(stage.speeds[kind], mean_s)
+                remove(stage.speeds[kind], mean_s)
         self._count_empty()
         self.touch(stage)
         self.audits_changed = True
@@ -185,7 +150,7 @@ class Index:
     def note_speed(self, miner: Miner, kind: Pass, before_s: float | None) -> None:
         speeds = self.stages[miner.stage].speeds[kind]
         if before_s is not None:
-            _remove(speeds, before_s)
+            remove(speeds, before_s)
         insort(speeds, miner.mean_s[kind])
 
     def silent_longest(self, state: State) -> Miner | None:
@@ -297,9 +262,9 @@ class Index:
             return
         stage, owner = self.stages[stage_index], self._filed_for.pop(micro_batch)
         if owner is None:
-            _remove(stage.unbound, micro_batch)
+            remove(stage.unbound, micro_batch)
             return
-        _remove(stage.waiting_for[owner], micro_batch)
+        remove(stage.waiting_for[owner], micro_batch)
         if not stage.waiting_for[owner]:
             del stage.waiting_for[owner]
             stage.called.discard(owner)
@@ -318,12 +283,6 @@ class Index:
 
     def _count_empty(self) -> None:
         self.is_any_empty, self.gate = not all(stage.live for stage in self.stages), None
-
-
-def _remove(ordered: list[T], value: T) -> None:
-    position = bisect_left(ordered, value)
-    assert ordered[position] == value
-    del ordered[position]
 
 
 def index_of(state: State) -> Index:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from subnet.coordination.effects import Effect, Say
 from subnet.coordination.merge_state import Inspection, InspectMerge, Merge
 from subnet.coordination.merge_work import next_number
-from subnet.coordination.state import Effect, Say, StageState, State
+from subnet.coordination.state import StageState, State
 from subnet.merging import compression, contributions, reduction
 from subnet.protocol.draw import shuffled
 from subnet.protocol.ids import Hotkey

@@ -26,9 +26,10 @@ from subnet.coordination import (
     rounds,
     routing,
 )
+from subnet.coordination.effects import DrawSecret, Effect, Say
 from subnet.coordination.index import index_of
 from subnet.coordination.notices import finished, notice_for
-from subnet.coordination.state import DrawSecret, Effect, Say, StageState, State
+from subnet.coordination.state import StageState, State
 from subnet.errors import InvariantViolation
 from subnet.protocol.ids import Epoch, Hotkey, Phase, Stage
 from subnet.protocol.messages import (

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from subnet.coordination import dossiers, overdue, provision, resumption
+from subnet.coordination.effects import Effect, Say
 from subnet.coordination.index import index_of
 from subnet.coordination.placement import place
-from subnet.coordination.state import Effect, Miner, Say, State
+from subnet.coordination.state import Miner, State
 from subnet.protocol.ids import Hotkey, Stage
 from subnet.protocol.messages import Join, Joined, Notice, Refusal, Reply, Source
 from subnet.protocol.reasons import REMEDY, Reason

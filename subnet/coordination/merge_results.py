@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 
 from subnet.coordination import dossiers, members, poison, reducing, routing
+from subnet.coordination.effects import CheckObject, Effect
 from subnet.coordination.index import index_of
 from subnet.coordination.merge_state import Merge, Reduced, Upload
 from subnet.coordination.passes import reject, verdict
-from subnet.coordination.state import CheckObject, Effect, Offer, StageState, State
+from subnet.coordination.state import Offer, StageState, State
 from subnet.merging import compression
 from subnet.protocol import keys
 from subnet.protocol.ids import Digest, Hotkey

@@ -127,3 +127,29 @@ class Merge(Struct):
         for one in self.reduced.values():
             found.setdefault(one.hotkey, {}).update(one.digests)
         return found
+
+
+class MergeRecord(Struct):
+    """What became of one merge; kept for the report."""
+
+    epoch: Epoch
+    replicas: int
+    batch: int
+    """B_eff, sum of the weights."""
+    shards: int
+    agreed: int
+    single: int
+    lost: int
+    disputed: int
+    faulty: dict[Hotkey, list[int]]
+    """Owners whose copy of a shard was wrong."""
+    disagreements: dict[Hotkey, int]
+    """Row sums of the agreement matrix."""
+    closed_at: float
+    uploaded_at: float
+    reduced_at: float
+    done_at: float
+    handed_on: int = 0
+    """Shards that nobody would have reduced, had they not been given to others within the merge."""
+    undone: bool = False
+    """It poisoned the run and was taken back."""

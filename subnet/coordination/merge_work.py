@@ -7,8 +7,9 @@ waited for.
 from __future__ import annotations
 
 from subnet.coordination import phases, routing
+from subnet.coordination.effects import Deliver, Effect, Say
 from subnet.coordination.index import index_of
-from subnet.coordination.state import Deliver, Effect, Miner, Offer, Say, StageState, State
+from subnet.coordination.state import Miner, Offer, StageState, State
 from subnet.protocol.ids import Hotkey, ItemId, Phase
 from subnet.protocol.messages import ApplyWork, PassWork, ReduceWork, RevealWork, SyncWork, UploadWork, Work
 from subnet.protocol.reasons import Reason

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import assert_never
 
 from subnet.coordination import audits, inspecting, members, merge_results, passes, resuming, tuning
-from subnet.coordination.state import Effect, Say, StageState, State
+from subnet.coordination.effects import Effect, Say
+from subnet.coordination.state import StageState, State
 from subnet.errors import InvariantViolation
 from subnet.protocol import keys
 from subnet.protocol.messages import (

@@ -23,9 +23,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from subnet.coordination import verdicts
+from subnet.coordination.effects import Effect, Say
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import give, item_id, next_number
-from subnet.coordination.state import Effect, Offer, Say, StageState, State
+from subnet.coordination.state import Offer, StageState, State
 from subnet.merging import compression
 from subnet.merging.butterfly import Assignment, Orphan, heirs
 from subnet.protocol import keys

@@ -11,9 +11,10 @@ import math
 import re
 
 from subnet.coordination import dossiers, overdue, poison, quorum, routing
+from subnet.coordination.effects import CheckObject, Effect
 from subnet.coordination.index import index_of
 from subnet.coordination.merge_state import CLOSED_KEPT
-from subnet.coordination.state import LOSSES_KEPT, CheckObject, Effect, MicroBatch, Offer, State
+from subnet.coordination.state import LOSSES_KEPT, MicroBatch, Offer, State
 from subnet.protocol import keys
 from subnet.protocol.ids import Hotkey, ItemId, MicroBatchId, Pass
 from subnet.protocol.messages import Failed, PassDone, PassWork, Source, Verdict

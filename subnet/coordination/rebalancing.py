@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Collection
 
 from subnet.coordination import members, placement, provision
+from subnet.coordination.effects import Deliver, Effect
 from subnet.coordination.index import index_of
-from subnet.coordination.state import Deliver, Effect, Miner, StageState, State
+from subnet.coordination.state import Miner, StageState, State
 from subnet.protocol.ids import Hotkey, Phase, Stage
 from subnet.protocol.reasons import Reason
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from subnet.coordination import owners, routing, verdicts
+from subnet.coordination.effects import Effect, RecomputeShard
 from subnet.coordination.merge_state import Merge, Reduced
 from subnet.coordination.merge_work import next_number, open_offers, resume_training, withdraw_all
-from subnet.coordination.state import Effect, RecomputeShard, StageState, State
+from subnet.coordination.state import StageState, State
 from subnet.merging import agreement, butterfly, compression, reduction
 from subnet.protocol.draw import draw_bytes
 from subnet.protocol.ids import Hotkey, ItemId, Values

@@ -7,8 +7,9 @@ shell was asked for without an answer in the journal is asked again.
 from __future__ import annotations
 
 from subnet.coordination import inspecting, merge_results, phases, reducing
+from subnet.coordination.effects import CheckObject, Effect, Say
 from subnet.coordination.index import rebuild
-from subnet.coordination.state import CheckObject, Effect, Say, State
+from subnet.coordination.state import State
 from subnet.protocol.ids import Phase
 from subnet.protocol.messages import RunResumed
 from subnet.protocol.reasons import Reason

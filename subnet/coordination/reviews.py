@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from subnet.coordination import audits, members, verdicts
 from subnet.coordination.audit_state import Audit, WeightsReport
-from subnet.coordination.state import Effect, Evaluation, State
+from subnet.coordination.effects import Effect
+from subnet.coordination.state import Evaluation, State
 from subnet.protocol.ids import Epoch, Hotkey
 from subnet.protocol.messages import (
     AuditDone,

@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from subnet.coordination import applying, dossiers, inspecting, overdue, phases, poison, routing, verdicts
+from subnet.coordination.effects import Effect, Say
 from subnet.coordination.index import rebuild
 from subnet.coordination.merge_state import CLOSED_KEPT, ClosedMerge, Merge
 from subnet.coordination.merge_work import merge_work_of, open_offers
 from subnet.coordination.poison_state import ROLL_BACKS_KEPT, RollBack
-from subnet.coordination.state import Effect, Say, StageState, State
+from subnet.coordination.state import StageState, State
 from subnet.protocol.ids import Epoch, Hotkey, Phase
 from subnet.protocol.messages import SyncWork
 from subnet.protocol.reasons import Reason

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from subnet.coordination import applying, dossiers, phases, poison, quorum, reducing
+from subnet.coordination.effects import Effect, Say
 from subnet.coordination.index import NEVER, index_of
 from subnet.coordination.merge_state import Merge
 from subnet.coordination.merge_work import give, item_id, next_number, open_offers, resume_training, withdraw_all
-from subnet.coordination.state import Effect, Say, StageState, State
+from subnet.coordination.state import StageState, State
 from subnet.merging import compression
 from subnet.protocol import keys
 from subnet.protocol.ids import Phase

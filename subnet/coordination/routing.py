@@ -11,8 +11,10 @@ from bisect import bisect_left, insort
 from collections.abc import Collection
 
 from subnet.coordination import dossiers
-from subnet.coordination.index import Buckets, index_of
-from subnet.coordination.state import Deliver, Hop, MicroBatch, Miner, Offer, StageState, State
+from subnet.coordination.buckets import Buckets
+from subnet.coordination.effects import Deliver
+from subnet.coordination.index import index_of
+from subnet.coordination.state import Hop, MicroBatch, Miner, Offer, StageState, State
 from subnet.protocol import keys
 from subnet.protocol.draw import draw_below
 from subnet.protocol.ids import Epoch, Hotkey, ItemId, MicroBatchId, Pass, Phase, Stage
@@ -135,9 +137,7 @@ def _serve_forwards(state: State, stage: StageState, at: float, served: dict[Hot
     ready, refused = index_of(state).stages[stage.stage], set[MicroBatchId]()
     kind = Pass.LOSS if stage.stage == len(state.stages) - 1 else Pass.FORWARD
     while ready.roomy.count_of and stage.forward_ready:
-        waiting = stage.forward_ready
-        if refused:
-            waiting = [number for number in waiting if number not in refused]
+        waiting = [n for n in stage.forward_ready if n not in refused] if refused else stage.forward_ready
         if not waiting:
             return
         batch = state.micro_batches[waiting[_draw_item(state, stage, kind, len(waiting))]]

@@ -13,11 +13,10 @@ from msgspec import Struct, field
 from subnet.coordination.audit_state import Pay
 from subnet.coordination.balance_state import Balance
 from subnet.coordination.index import index_of
-from subnet.coordination.merge_state import ClosedMerge, InspectMerge, Merge
+from subnet.coordination.merge_state import ClosedMerge, Merge, MergeRecord
 from subnet.coordination.poison_state import Poison
-from subnet.merging.butterfly import Assignment
 from subnet.protocol.ids import Digest, Epoch, Hotkey, ItemId, MicroBatchId, Pass, Phase, Stage
-from subnet.protocol.messages import ManifestEntry, Notice, RangeSource, Source, Work
+from subnet.protocol.messages import Notice, Source, Work
 from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import RunSpec
 from subnet.scoring.ledger import Ledger
@@ -106,32 +105,6 @@ class Miner(Struct):
     false_complaints: int = 0
     removed: Notice | None = None
     """Why it is not live."""
-
-
-class MergeRecord(Struct):
-    """What became of one merge; kept for the report."""
-
-    epoch: Epoch
-    replicas: int
-    batch: int
-    """B_eff, sum of the weights."""
-    shards: int
-    agreed: int
-    single: int
-    lost: int
-    disputed: int
-    faulty: dict[Hotkey, list[int]]
-    """Owners whose copy of a shard was wrong."""
-    disagreements: dict[Hotkey, int]
-    """Row sums of the agreement matrix."""
-    closed_at: float
-    uploaded_at: float
-    reduced_at: float
-    done_at: float
-    handed_on: int = 0
-    """Shards that nobody would have reduced, had they not been given to others within the merge."""
-    undone: bool = False
-    """It poisoned the run and was taken back."""
 
 
 class StageState(Struct):
@@ -274,62 +247,3 @@ class State(Struct, dict=True):
         self.incidents.append(Incident(at=self.at, reason=reason, sentence=sentence, hotkey=hotkey))
         self.incident_count += 1
         del self.incidents[:-INCIDENTS_KEPT]
-
-
-# ---- effects: what the shell must do besides replying ----------------------------------------------------------------
-
-
-class Deliver(Struct, frozen=True):
-    """New work lies ready for a miner: answer its open exchange."""
-
-    hotkey: Hotkey
-
-
-class CheckObject(Struct, frozen=True):
-    """Look at an object someone complained about and journal an ObjectChecked."""
-
-    source: Source
-    chunk_digests: tuple[str, ...] = ()
-    """Of an upload: what its maker said about its chunks."""
-    ranges: tuple[RangeSource, ...] = ()
-    """Of a reduced object: what its maker said about the shards in it."""
-
-
-class RecomputeShard(Struct, frozen=True):
-    """Reduce one disputed shard and journal a ShardRecomputed, or an ObjectChecked that names a bad upload."""
-
-    stage: Stage
-    epoch: Epoch
-    attempt: int
-    """Of this question alone: the item in the answer's key ends in it, so a late answer is not taken for another."""
-    manifest: tuple[ManifestEntry, ...]
-    assignment: Assignment
-
-
-class ReadChain(Struct, frozen=True):
-    """Wait for the first block from now on and journal a ChainSeen that closes the epoch."""
-
-    closes: Epoch
-    above: int = 0
-    """The highest block that is known already."""
-
-
-class DrawSecret(Struct, frozen=True):
-    """Draw the secret of an epoch and journal a SecretDrawn."""
-
-    epoch: Epoch
-
-
-class DropEpoch(Struct, frozen=True):
-    """Delete the objects of an epoch: nothing refers to them any more."""
-
-    epoch: Epoch
-
-
-class Say(Struct, frozen=True):
-    """One line for the operator: a state changed, and why."""
-
-    sentence: str
-
-
-Effect = Deliver | CheckObject | RecomputeShard | InspectMerge | ReadChain | DrawSecret | DropEpoch | Say

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from subnet.coordination.merge_state import MergeRecord
 from subnet.coordination.notices import finished, notice_for
 from subnet.coordination.settlement import sheet
-from subnet.coordination.state import MergeRecord, StageState, State
+from subnet.coordination.state import StageState, State
 
 MERGES_SHOWN = 20
 INCIDENTS_SHOWN = 20

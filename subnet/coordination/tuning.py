@@ -7,7 +7,8 @@ that every stage has taken over. Work that was opened under an older digest stay
 
 from __future__ import annotations
 
-from subnet.coordination.state import Effect, Say, StageState, State
+from subnet.coordination.effects import Effect, Say
+from subnet.coordination.state import StageState, State
 from subnet.errors import InvariantViolation
 from subnet.protocol import tuning
 from subnet.protocol.messages import Tuned

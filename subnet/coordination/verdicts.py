@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from subnet.coordination import members
 from subnet.coordination.audit_state import Audit, Standing
-from subnet.coordination.state import Effect, Say, State
+from subnet.coordination.effects import Effect, Say
+from subnet.coordination.state import State
 from subnet.protocol.ids import Epoch, Hotkey
 from subnet.protocol.reasons import Reason
 from subnet.scoring import audit as rules

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from subnet.coordination import machine
-from subnet.coordination.state import MergeRecord, State
+from subnet.coordination.merge_state import MergeRecord
+from subnet.coordination.state import State
 from subnet.errors import InvariantViolation
 from subnet.localnet.lost_work import LostWork
 from subnet.merging import compression

@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Struct, field
 
 from subnet.chain.base import Subnet
-from subnet.coordination.state import MergeRecord, State
+from subnet.coordination.merge_state import MergeRecord
+from subnet.coordination.state import State
 from subnet.coordination.status import roll_back_rows
 from subnet.localnet import closing, pay_report
 from subnet.localnet.faults import ChainFaultRecord, Fault, FaultRecord

@@ -228,7 +228,7 @@ class Pipeline:
     async def _reveal(self, work: RevealWork, entry: _Entry) -> Result:
         """Show committed states part by part: a part is as large as the parameters, all at once would be four times."""
         async with self._turn.hold(MERGE):  # who loads is not asked in vain
-            snapshots = self._loaded().snapshots  # whatever the stage is now
+            snapshots = self._mine(work).snapshots
         shown: list[tuple[Digest, ...]] = []
         for digest, targets in (work.start_digest, work.start), (work.end_digest, work.end):
             parts: tuple[bytes, ...] | None = ()
@@ -250,15 +250,12 @@ class Pipeline:
         return await self._transfer.fetch(parameters, deadline), await self._transfer.fetch(momentum, deadline)
 
     def _mine(self, work: Work) -> Replica:
-        """The replica, in the turn. PeerFault when the work is for another stage, Expired when there is none."""
-        replica = self._loaded()
-        if work.stage != replica.stage:
-            raise PeerFault(Reason.WRONG_ANCHOR, f"this miner trains stage {replica.stage}, not {work.stage}")
-        return replica
-
-    def _loaded(self) -> Replica:
-        if self.replica is None:  # the loader has failed and joins again: the item is given again after that
+        """The replica, in the turn. PeerFault when the work is for another stage; Expired when the loader has failed
+        and joins again: the item is given again after that."""
+        if self.replica is None:
             raise Expired("the parameters could not be loaded")
+        if work.stage != self.replica.stage and not isinstance(work, RevealWork):  # states of before may be shown
+            raise PeerFault(Reason.WRONG_ANCHOR, f"this miner trains stage {self.replica.stage}, not {work.stage}")
         return self.replica
 
     async def _compute(self, entry: _Entry, work: Callable[[], T]) -> tuple[T, float]:

@@ -12,8 +12,8 @@ from typing import TypeVar, assert_never
 from loguru import logger
 
 from subnet.chain.base import Block, Chain, Subnet
+from subnet.coordination.effects import CheckObject, DrawSecret, DropEpoch, ReadChain, RecomputeShard
 from subnet.coordination.merge_state import InspectMerge
-from subnet.coordination.state import CheckObject, DrawSecret, DropEpoch, ReadChain, RecomputeShard
 from subnet.errors import InvariantViolation, Unavailable
 from subnet.orchestrator import inspection, merge_inspection
 from subnet.protocol import keys

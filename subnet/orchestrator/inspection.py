@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 
-from subnet.coordination.state import CheckObject, RecomputeShard
+from subnet.coordination.effects import CheckObject, RecomputeShard
 from subnet.errors import PeerFault
 from subnet.merging import compression
 from subnet.merging.shards import ShardReduction, range_digest, reduced_range

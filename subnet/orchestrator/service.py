@@ -17,9 +17,10 @@ from loguru import logger
 
 from subnet.chain.base import Chain
 from subnet.coordination import machine
+from subnet.coordination.effects import Deliver, Effect, Say
 from subnet.coordination.members import is_known
 from subnet.coordination.notices import finished
-from subnet.coordination.state import Deliver, Effect, Say, State
+from subnet.coordination.state import State
 from subnet.coordination.status import status
 from subnet.errors import InvariantViolation, Unavailable
 from subnet.orchestrator import errands, grants

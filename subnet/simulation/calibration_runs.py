@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from subnet.coordination.audit_state import Dossier
-from subnet.coordination.audits import drawable
+from subnet.coordination.dossiers import drawable
 from subnet.data.sampling import Batches
 from subnet.merging import compression, reduction
 from subnet.miner.replica import Replica

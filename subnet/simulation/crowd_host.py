@@ -16,8 +16,9 @@ from typing import Protocol
 import msgspec
 
 from subnet.coordination import machine
+from subnet.coordination.effects import CheckObject, Deliver, DrawSecret, Effect, ReadChain, RecomputeShard, Say
 from subnet.coordination.members import is_known, refusal
-from subnet.coordination.state import CheckObject, Deliver, DrawSecret, Effect, ReadChain, RecomputeShard, Say, State
+from subnet.coordination.state import State
 from subnet.merging.shards import reduced_range
 from subnet.miner.desk import Call
 from subnet.orchestrator.service import TICK_S

@@ -34,7 +34,7 @@ FORWARD_S = 28.0
 """A median miner's forward pass; a backward takes twice as long, the last stage's pass three times. With the waits of
 a pipeline and its merges that makes about one pass a minute and miner."""
 NUM_MICROBATCHES_MIN = 14
-"""B_min: all but the slowest, and those who were struck, reach it after about 40 minutes, when the median has done 20."""
+"""B_min: all but the slowest, and those who were struck, reach it after about 40 minutes, the median having done 20."""
 EPOCH_S = 2400.0
 """About what an epoch takes."""
 TIMES = {Pass.FORWARD: 1.0, Pass.BACKWARD: 2.0, Pass.LOSS: 3.0}

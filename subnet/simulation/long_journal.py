@@ -16,7 +16,8 @@ import msgspec
 
 from subnet import presets
 from subnet.coordination import machine
-from subnet.coordination.state import Deliver, DrawSecret, Effect, State
+from subnet.coordination.effects import Deliver, DrawSecret, Effect
+from subnet.coordination.state import State
 from subnet.errors import InvariantViolation
 from subnet.merging.compression import CHUNK_VALUES
 from subnet.protocol import draw, keys

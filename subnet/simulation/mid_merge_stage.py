@@ -16,8 +16,9 @@ import msgspec
 
 from subnet import presets
 from subnet.coordination import machine
+from subnet.coordination.effects import DrawSecret, Effect
 from subnet.coordination.merge_state import Merge
-from subnet.coordination.state import DrawSecret, Effect, State
+from subnet.coordination.state import State
 from subnet.merging.butterfly import Assignment
 from subnet.merging.compression import CHUNK_VALUES
 from subnet.protocol import keys

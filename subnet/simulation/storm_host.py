@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from subnet.chain.base import Chain
+from subnet.coordination.effects import Effect
 from subnet.coordination.machine import Decision
-from subnet.coordination.state import Effect, State
+from subnet.coordination.state import State
 from subnet.orchestrator.restoring import Restored
 from subnet.orchestrator.service import Service
 from subnet.protocol.ids import Hotkey

@@ -52,9 +52,7 @@ from subnet.validator.weight_setter import WeightSetter
 ORCHESTRATOR = Hotkey("orchestrator")
 VALIDATOR = Hotkey("validator")
 """May audit and evaluate from the start; others need a permit of the chain."""
-BLOCK_S = 1.0
-TEMPO_BLOCKS = 5
-EVALUATED_TOKENS = 512
+BLOCK_S, TEMPO_BLOCKS, EVALUATED_TOKENS = 1.0, 5, 512
 SNAPSHOT_EVERY = 50
 """Records: every restart of a world goes by a snapshot."""
 

@@ -22,8 +22,9 @@ from subnet.adversaries.names import Name
 from subnet.chain.memory import MemoryChain
 from subnet.coordination import machine
 from subnet.coordination.answers import Answers
+from subnet.coordination.effects import Effect
 from subnet.coordination.invariants import broken
-from subnet.coordination.state import Effect, State
+from subnet.coordination.state import State
 from subnet.errors import Unavailable
 from subnet.orchestrator import tuning
 from subnet.orchestrator.anchoring import Publisher

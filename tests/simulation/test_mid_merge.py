@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from subnet.coordination.merge_state import Merge
-from subnet.coordination.state import MergeRecord, State
+from subnet.coordination.merge_state import Merge, MergeRecord
+from subnet.coordination.state import State
 from subnet.protocol.ids import Digest
 from subnet.protocol.messages import ManifestEntry
 from subnet.simulation.world import World

@@ -12,8 +12,9 @@ from subnet import presets
 from subnet.chain.base import Block, Pay, Subnet
 from subnet.config import LocalnetConfig
 from subnet.coordination.audit_state import Chain, Standing, WeightsReport
+from subnet.coordination.merge_state import MergeRecord
 from subnet.coordination.settlement import sheet
-from subnet.coordination.state import Evaluation, MergeRecord, Miner, StageState, State
+from subnet.coordination.state import Evaluation, Miner, StageState, State
 from subnet.localnet import pay_report, report
 from subnet.localnet.faults import ChainFaultRecord, Fault, FaultRecord
 from subnet.localnet.folder import RunFolder, TextFacts

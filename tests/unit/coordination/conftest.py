@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from subnet import presets
-from subnet.coordination import index, invariants, machine, routing
+from subnet.coordination import effects, index, invariants, machine, routing
 from subnet.coordination import state as run
 from subnet.coordination.merge_state import InspectMerge, Upload
 from subnet.merging.compression import CHUNK_VALUES
@@ -34,7 +34,7 @@ ORCHESTRATOR, EVALUATOR = Hotkey("orchestrator"), Hotkey("evaluator")
 encode_state, decode_state = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(run.State).decode
 encode_entry, decode_entry = msgspec.json.Encoder().encode, msgspec.json.Decoder(m.Envelope).decode
 make_key = partial(make, RUN)
-Errand = run.CheckObject | run.RecomputeShard | InspectMerge | run.DrawSecret
+Errand = effects.CheckObject | effects.RecomputeShard | InspectMerge | effects.DrawSecret
 
 
 def digest(*parts: object) -> Digest:
@@ -126,15 +126,15 @@ class World:
             self.do_errands()
         return decision.reply
 
-    def _perform(self, effect: run.Effect) -> None:
+    def _perform(self, effect: effects.Effect) -> None:
         match effect:
-            case run.Say():
+            case effects.Say():
                 self.said.append(effect.sentence)
-            case run.DropEpoch():
+            case effects.DropEpoch():
                 self.dropped.append(effect.epoch)
-            case run.ReadChain():
+            case effects.ReadChain():
                 self.blocks.append(effect.closes)
-            case run.CheckObject() | run.RecomputeShard() | InspectMerge() | run.DrawSecret():
+            case effects.CheckObject() | effects.RecomputeShard() | InspectMerge() | effects.DrawSecret():
                 self.errands.append(effect)
 
     def own(self, message: m.OwnRecord) -> None:
@@ -147,15 +147,15 @@ class World:
     def answer_to(self, errand: Errand) -> m.OwnRecord:
         """What the shell would find; `bad_objects` are not what their makers said."""
         match errand:
-            case run.DrawSecret():
+            case effects.DrawSecret():
                 return m.SecretDrawn(epoch=errand.epoch, secret=digest("secret", errand.epoch))
-            case run.CheckObject():
+            case effects.CheckObject():
                 key = errand.source.key
                 return m.ObjectChecked(key=key, reason=self.bad_objects.get(key, Reason.OK))
             case InspectMerge():
                 seen = tuple(self.seen(hotkey, upload) for hotkey, upload in errand.uploads.items())
                 return m.MergeInspected(stage=errand.stage, epoch=errand.epoch, number=errand.number, uploads=seen)
-            case run.RecomputeShard():
+            case effects.RecomputeShard():
                 shard, (offset, size) = errand.assignment.shard, reduced_range((errand.assignment.shard,), 0)
                 for entry in errand.manifest:
                     if entry.source.key in self.bad_objects:

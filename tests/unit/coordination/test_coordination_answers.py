@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from subnet.coordination import state as run
 from subnet.coordination.answers import Answers
+from subnet.coordination.effects import CheckObject, DrawSecret, ReadChain, RecomputeShard
 from subnet.coordination.machine import Decision
 from subnet.coordination.merge_state import InspectMerge
 from subnet.merging.butterfly import Assignment
@@ -23,11 +23,11 @@ ENTRIES = tuple(
     for source in SOURCES[:2]
 )
 SHARD = m.Shard(index=4, start=0, length=1)
-RECOMPUTE = run.RecomputeShard(
+RECOMPUTE = RecomputeShard(
     stage=Stage(1), epoch=Epoch(2), attempt=0, manifest=ENTRIES, assignment=Assignment(SHARD, (Hotkey("a"),))
 )
 INSPECT = InspectMerge(stage=Stage(1), epoch=Epoch(2), number=9, uploads={}, chunks=())
-LOOK, DRAW, READ = run.CheckObject(SOURCES[2]), run.DrawSecret(Epoch(3)), run.ReadChain(Epoch(2))
+LOOK, DRAW, READ = CheckObject(SOURCES[2]), DrawSecret(Epoch(3)), ReadChain(Epoch(2))
 
 secret = m.SecretDrawn(epoch=Epoch(3), secret="a" * 64)
 shard = m.ShardRecomputed(stage=Stage(1), epoch=Epoch(2), shard=4, source=None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from subnet.coordination.effects import CheckObject
 from subnet.coordination.routing import due
-from subnet.coordination.state import CheckObject
 from subnet.protocol import messages as m
 from subnet.protocol.ids import MicroBatchId, Pass
 from subnet.protocol.reasons import Reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from subnet.coordination.state import CheckObject
+from subnet.coordination.effects import CheckObject
 from subnet.protocol import keys
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from subnet.coordination.state import RecomputeShard
+from subnet.coordination.effects import RecomputeShard
 from subnet.protocol import keys
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from subnet.coordination.effects import RecomputeShard
 from subnet.coordination.owners import ASSIGNMENTS_MAX
-from subnet.coordination.state import RecomputeShard
 from subnet.coordination.status import merge_row
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from subnet.coordination import machine
-from subnet.coordination.state import CheckObject, DrawSecret, RecomputeShard
+from subnet.coordination.effects import CheckObject, DrawSecret, RecomputeShard
 from subnet.coordination.status import status
 from subnet.errors import InvariantViolation
 from subnet.protocol import keys

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from subnet.coordination.state import CheckObject, DropEpoch, RecomputeShard
+from subnet.coordination.effects import CheckObject, DropEpoch, RecomputeShard
 from subnet.errors import Unavailable
 from subnet.merging import compression, reduction
 from subnet.merging.butterfly import Assignment

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from subnet.coordination import machine
+from subnet.coordination.effects import DrawSecret
 from subnet.coordination.notices import finished
 from subnet.coordination.settlement import sheet
-from subnet.coordination.state import DrawSecret
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey, Phase
 from subnet.protocol.reasons import Reason
