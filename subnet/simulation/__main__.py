@@ -2,7 +2,7 @@
 
     --miners 1000 --stages 8 --hours 24 --seed 7 [--faults mixed=2000] [--adversary NAME=N]      a crowd
     --seeds 100 [--first-seed 0] [--processes 2] [--faults kill,drop]                            small worlds
-    --table                                                                                      the README's faults
+    --table [--seeds 20] [--readme]                                                              the README's faults
 
 Law: only the way in; what each mode needs is imported when it is asked for.
 """
@@ -11,7 +11,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def _date() -> str:
+    from subnet.runtime import SystemRuntime
+
+    return datetime.fromtimestamp(SystemRuntime().now(), UTC).date().isoformat()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
             if asked.table:
                 from subnet.simulation import table
 
-                return int(table.main(report))
+                return table.main(asked.seeds or table.SEEDS, asked.processes, _date(), README if asked.readme else None)
             if asked.seeds:
                 from subnet.simulation import storms
 

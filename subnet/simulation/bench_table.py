@@ -196,9 +196,10 @@ def markdown_table(bench: Bench, table: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def fill(readme: str, block: str) -> str:
-    """The README with what is between its two marks replaced. Raises ConfigError when they are not there once each."""
-    begin, end = readme.find(BEGIN), readme.find(END)
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or end < begin:
-        raise ConfigError("--readme", f"README.md has not one {BEGIN} before one {END}", "put the two lines back")
-    return f"{readme[: begin + len(BEGIN)]}\n{block}\n{readme[end:]}"
+def fill(readme: str, block: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """The README with what is between two marks replaced. Raises ConfigError when they are not there once each."""
+    first, last = marks
+    begin, end = readme.find(first), readme.find(last)
+    if readme.count(first) != 1 or readme.count(last) != 1 or end < begin:
+        raise ConfigError("--readme", f"README.md has not one {first} before one {last}", "put the two lines back")
+    return f"{readme[: begin + len(first)]}\n{block}\n{readme[end:]}"

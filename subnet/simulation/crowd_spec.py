@@ -68,6 +68,8 @@ def crowd_spec(stages: int, seed: int = 7, audit_rate: float = 0.01) -> RunSpec:
         merge=MergeSpec(
             num_microbatches_min=NUM_MICROBATCHES_MIN,
             quorum=0.85,
+            # weights are micro-batches: who was struck brings what it has
+            counted_share=0.125,
             relax_after_s=1.5 * EPOCH_S,
             grace_s=60.0,
             upload_deadline_s=240.0,

@@ -43,7 +43,8 @@ class SimulationConfig(Config, frozen=True, kw_only=True):
     seeds: Annotated[int, _about("run so many small worlds instead of a crowd; 0: a crowd", ge=0)] = 0
     first_seed: Annotated[int, _about("seed of the first small world", ge=0)] = 0
     processes: Annotated[int, _about("processes that share the small worlds", ge=1, le=256)] = 1
-    table: Annotated[bool, _about("make the README's table of faults")] = False
+    table: Annotated[bool, _about("measure the table of faults, --seeds worlds a line (default: 20)")] = False
+    readme: Annotated[bool, _about("with --table: put it into README.md")] = False
 
     def __post_init__(self) -> None:
         if not self.seeds and self.miners < self.stages:

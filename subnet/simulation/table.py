@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
+from subnet.simulation.bench_table import fill
 from subnet.simulation.faults import FaultName
 from subnet.simulation.storms import NO_FAULT, Outcome, outcomes_of
 
+MARKS = "<!-- faults:begin -->", "<!-- faults:end -->"
+SEEDS = 20
 FAULTS_PER_WORLD = 4
 OWN_LOG: dict[str, str] = {
     FaultName.DROP: "its own log: unavailable",
@@ -27,8 +31,8 @@ HEAD = (
 )
 
 
-def main(seeds: int, processes: int) -> int:
-    """Print the table of `seeds` worlds a line. 0: every promise held in all of them."""
+def main(seeds: int, processes: int, date: str, readme: Path | None = None) -> int:
+    """Print the table of `seeds` worlds a line, and put it into `readme`. 0: every promise held in all of them."""
     calm = list(outcomes_of(range(seeds), processes, NO_FAULT))
     lines, broken = [_line("none", calm, Counter())], [outcome for outcome in calm if outcome.broken]
     usual = _told(calm)
@@ -36,7 +40,12 @@ def main(seeds: int, processes: int) -> int:
         outcomes = list(outcomes_of(range(seeds), processes, name, FAULTS_PER_WORLD))
         lines.append(_line(name, outcomes, usual))
         broken += [outcome for outcome in outcomes if outcome.broken]
-    print("\n".join((*HEAD, *lines)))
+    said = f"Measured {date} with `python -m subnet.simulation --table --seeds {seeds}`: {seeds} small worlds a line, up to"
+    said += f" {FAULTS_PER_WORLD} faults of that kind in each; seconds are virtual."
+    block = "\n".join((said, "", *HEAD, *lines))
+    print(block)
+    if readme is not None:
+        readme.write_text(fill(readme.read_text(encoding="utf-8"), block, MARKS), encoding="utf-8")
     for outcome in broken:
         print(f"seed {outcome.seed}: {outcome.broken}")
     return 1 if broken else 0
