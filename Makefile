@@ -43,7 +43,8 @@ bench: $(STAMP) ## print the benchmark table and write bench.json
 
 simulate: $(STAMP) ## a short simulation with mixed faults; ARGS="--miners 1000 --hours 24" changes its crowd
 	@$(PY) -m subnet.simulation --seeds 60
-	@$(PY) -m subnet.simulation --miners 200 --stages 4 --hours 2 --faults mixed=40,orchestrator=1,merge-departure=1 $(ARGS)
+	@$(PY) -m subnet.simulation --miners 200 --stages 4 --hours 4 \
+		--faults mixed=80,orchestrator-crash=1,chain-outage=1,mass-departure=1,merge-departure=1 $(ARGS)
 
 lint: $(STAMP) ## style and types
 	@$(PY) -m ruff check .

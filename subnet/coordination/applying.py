@@ -7,8 +7,10 @@ The epoch does not turn before its successor's parameters lie in the store, so a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from subnet.coordination import dossiers, overdue, phases, reducing, routing, tuning, verdicts
+from subnet.coordination import members as membership
 from subnet.coordination.effects import CheckObject, Deliver, DropEpoch, Effect, Say
 from subnet.coordination.index import index_of
 from subnet.coordination.merge_state import CLOSED_KEPT, ClosedMerge, Merge, MergeRecord
@@ -22,6 +24,7 @@ from subnet.protocol.messages import ApplyWork, Source, SyncWork, Target, Work
 from subnet.protocol.reasons import Reason
 
 NORM_EPOCHS = 5
+MISPRINTS_MAX = 3
 
 Anchor = tuple[Digest, Digest]
 """Digests of a stage's parameters and momentum: equal on all honest replicas."""
@@ -37,14 +40,17 @@ def step(state: State, stage: StageState, merge: Merge, at: float) -> list[Effec
     if unreadable is not None:
         return [Say(reducing.discard(state, stage, merge, unreadable))]
     unable = {hotkey for one in merge.reduced.values() for hotkey in merge.unheeded.get(one.source.key, ())}
+    removed = _dismiss_misprinters(state, stage, merge)
+    if removed:
+        return removed
     members = [m for m in holders if m.hotkey not in unable]
     if not members:
         stage.sentence = "waiting for a miner: nobody is there to apply the merge"
         return []
     effects: list[Effect] = []
-    published = _published(merge)
+    published = _published(merge, unable)
     if published is None:
-        effects += _hand_out(state, stage, merge, members, at)
+        effects += _hand_out(state, stage, merge, members, unable, at)
     else:
         unseen = [source for source in published if source.key not in merge.seen]
         merge.checking |= {source.key: [] for source in unseen}
@@ -73,15 +79,29 @@ def _unreadable(merge: Merge, holders: set[Hotkey]) -> ItemId | None:
     return None
 
 
-def _hand_out(state: State, stage: StageState, merge: Merge, members: list[Miner], at: float) -> list[Effect]:
+def _dismiss_misprinters(state: State, stage: StageState, merge: Merge) -> list[Effect]:
+    """Who published bad objects again and again loses its session: the stage must not hang on it."""
+    for hotkey, times in merge.misprinted.items():
+        miner = state.miners[hotkey]
+        if times == MISPRINTS_MAX and miner.live and miner.stage == stage.stage:
+            merge.misprinted[hotkey] += 1  # once
+            said = f"what it published of epoch {stage.epoch} was bad {times} times"
+            return membership.remove(state, miner, Reason.WRONG_ANCHOR, said)
+    return []
+
+
+def _hand_out(
+    state: State, stage: StageState, merge: Merge, members: list[Miner], unable: set[Hotkey], at: float
+) -> list[Effect]:
     """One replica at a time is asked to publish what most have reached; all others only apply."""
     effects: list[Effect] = []
     offers = open_offers(state, stage, ApplyWork)
-    waiting, winner = {offer.hotkey for offer in offers}, _winner(merge)
+    waiting, winner = {offer.hotkey for offer in offers}, _winner(merge, unable)
     able = sorted(
         m.hotkey for m in members if m.hotkey not in waiting and merge.applied.get(m.hotkey, winner) == winner
     )
-    able = [hotkey for hotkey in able if hotkey not in merge.misprinted] or able
+    if any(m.hotkey not in merge.misprinted for m in members):
+        able = [hotkey for hotkey in able if hotkey not in merge.misprinted]
     if able and not any(_publishes(offer.work) for offer in offers):
         publisher = choose(state.secret(), able, "publisher", stage.stage, stage.epoch, merge.attempt)
         merge.attempt += 1
@@ -98,9 +118,11 @@ def _publishes(work: Work) -> bool:
     return isinstance(work, ApplyWork) and work.publish_parameters is not None
 
 
-def _winner(merge: Merge) -> Anchor | None:
-    """The anchor that most replicas reached; among equals, one that was published."""
-    counts = Counter(merge.applied.values())
+def _winner(merge: Merge, unable: Collection[Hotkey]) -> Anchor | None:
+    """The anchor that most replicas reached, of those that can read the shards and published nothing bad; among equals,
+    one that was published."""
+    heard = {h: anchor for h, anchor in merge.applied.items() if h not in merge.misprinted and h not in unable}
+    counts = Counter((heard or merge.applied).values())
     published = {_digests(pair) for pair in merge.published.values()}
     return max(counts, key=lambda anchor: (counts[anchor], anchor in published, anchor), default=None)
 
@@ -109,9 +131,9 @@ def _digests(published: tuple[Source, Source]) -> Anchor:
     return published[0].digest, published[1].digest
 
 
-def _published(merge: Merge) -> tuple[Source, Source] | None:
+def _published(merge: Merge, unable: Collection[Hotkey]) -> tuple[Source, Source] | None:
     """The winner's objects, if they are in the store."""
-    winner = _winner(merge)
+    winner = _winner(merge, unable)
     return next((pair for pair in merge.published.values() if _digests(pair) == winner), None)
 
 

@@ -113,10 +113,11 @@ def problem(state: State, stage: StageState, hotkey: Hotkey, done: UploadDone) -
             return "the log goes on from an upload that is not known"
         if not goes_on(before, done.commitments[0]):
             return "the log does not begin where the upload before ended"
-    known = dossier.given if before is None else {**before.given, **dossier.given}
+    logged_before = {one.item for one in before.log} if before else set()
+    earlier = {item: given for item, given in before.given.items() if item not in logged_before} if before else {}
+    known = {**earlier, **dossier.given}
     # results that were accepted after the upload had been computed are in the next log
     owed = [i for i, g in before.given.items() if g.credited and not g.forgotten] if before and not done.loaded else []
-    logged_before = {one.item for one in before.log} if before else set()
     return match_log(done.log, known, [item for item in owed if item not in logged_before])
 
 

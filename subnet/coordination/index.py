@@ -84,8 +84,7 @@ class Index:
         self.is_any_empty = False
         """Whether a stage has no live replica."""
         self.gate: tuple[tuple[Reason, str] | None, int] | None = None
-        """What phases and replicas say about opening micro-batches, and the replicas of the weakest stage; None: it
-        has to be looked at again."""
+        """What phases and replicas say about opening micro-batches, and the weakest stage's replicas; None: look."""
         for miner in sorted((m for m in state.miners.values() if m.live), key=lambda m: m.number):
             self.arrived(state, miner)
         self._count_empty()
@@ -234,6 +233,8 @@ class Index:
         self._filed_for[batch.id] = owner
         insort(stage.unbound if owner is None else stage.waiting_for.setdefault(owner, []), batch.id)
         if owner is not None:
+            while stage.kept and self._filed_for.get(stage.kept[0][1]) is None:
+                heapq.heappop(stage.kept)  # it was done meanwhile
             heapq.heappush(stage.kept, (batch.waits_until, batch.id))
             self.kept_at = min(self.kept_at, batch.waits_until)
             if owner in stage.free:
@@ -296,5 +297,4 @@ def index_of(state: State) -> Index:
 
 def rebuild(state: State) -> None:
     """Make it anew: times were changed all over the state."""
-    state.__dict__.pop("index", None)
-    index_of(state)
+    state.__dict__["index"] = Index(state)

@@ -152,6 +152,7 @@ def _go_on(state: State, at: float) -> list[Effect]:
         effects += members.notice_silence(state, at)
     effects += rebalancing.fill_empty(state, at)
     effects += rolling_back.advance(state, at)
+    index = index_of(state)  # a roll-back makes it anew
     if state.secrets:
         effects += rounds.advance_all(state, at)
         effects += rebalancing.strengthen(state, at)

@@ -12,7 +12,7 @@ from subnet.coordination import dossiers, overdue, provision, resumption
 from subnet.coordination.effects import Effect, Say
 from subnet.coordination.index import index_of
 from subnet.coordination.placement import place
-from subnet.coordination.state import Miner, State
+from subnet.coordination.state import Miner, StageState, State
 from subnet.protocol.ids import Hotkey, Stage
 from subnet.protocol.messages import Join, Joined, Notice, Refusal, Reply, Source
 from subnet.protocol.reasons import REMEDY, Reason
@@ -60,8 +60,7 @@ def join(state: State, hotkey: Hotkey, message: Join, at: float) -> tuple[Reply,
         joined_at=at,
         last_seen=at,
         live=True,
-        # who comes back may hold what a roll-back took back, under the very same epoch
-        synced_epoch=-1 if known is not None and stage.merge is not None and stage.merge.redone else stage.epoch,
+        synced_epoch=-1 if known is not None and _holds_what_was_undone(known, stage) else stage.epoch,
         credited=known.credited if known else {},
         faults=known.faults if known else 0,
         false_complaints=known.false_complaints if known else 0,
@@ -111,6 +110,13 @@ def _stage_for_return(state: State, known: Miner) -> tuple[int, str]:
     if known.removed is not None and known.removed.reason is Reason.MOVED:
         return known.stage, f"moved here: {known.removed.sentence}"
     return known.stage, "your stage of before"
+
+
+def _holds_what_was_undone(known: Miner, stage: StageState) -> bool:
+    """Who comes back may hold what a roll-back took back, or what nobody could load, under the very same epoch."""
+    if known.stage == stage.stage and known.synced_epoch == -1:
+        return True
+    return stage.merge is not None and (stage.merge.redone > 0 or known.hotkey in stage.merge.misprinted)
 
 
 def _joined(state: State, miner: Miner, why: str, resumed: bool) -> Joined:

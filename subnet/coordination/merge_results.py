@@ -213,7 +213,8 @@ def checked(state: State, key: ObjectKey, reason: Reason) -> str:
         for hotkey in accusers:
             state.miners[hotkey].false_complaints += 1
             state.incident(Reason.FALSE_COMPLAINT, said, hotkey)
-        merge.unheeded[key] = sorted({*merge.unheeded.get(key, ()), *accusers})
+        if accusers:
+            merge.unheeded[key] = sorted({*merge.unheeded.get(key, ()), *accusers})
         return said
     for hotkey, upload in merge.uploads.items():
         if upload.source.key == key and hotkey not in merge.excluded:
@@ -232,7 +233,8 @@ def _published_checked(state: State, merge: Merge, publisher: Hotkey, key: Objec
         return f"{key} is what its publisher said"
     for source in merge.published.pop(publisher):
         merge.checking.pop(source.key, None)
-    merge.misprinted.append(publisher)
+    merge.misprinted[publisher] = merge.misprinted.get(publisher, 0) + 1
+    merge.applied.pop(publisher, None)
     merge.attempt += 1
     _at_fault(state, publisher, reason, f"published {key} is bad")
     return f"{key} is bad: another replica publishes"

@@ -112,8 +112,8 @@ class Merge(Struct):
     published: dict[Hotkey, tuple[Source, Source]] = field(default_factory=dict)
     seen: list[ObjectKey] = field(default_factory=list)
     """Published objects that the orchestrator has found good: nobody could load the epoch's start from a bad one."""
-    misprinted: list[Hotkey] = field(default_factory=list)
-    """Whose published objects were bad."""
+    misprinted: dict[Hotkey, int] = field(default_factory=dict)
+    """Whose published objects were bad, and how often: what it says it reached counts no more."""
     overflowed: list[Hotkey] = field(default_factory=list)
     """Who could not apply it, because the result is not finite."""
     redone: int = 0

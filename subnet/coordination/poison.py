@@ -180,10 +180,8 @@ def _exploded(state: State, heard: Heard) -> str | None:
 # ---- afterwards ------------------------------------------------------------------------------------------------------
 
 
-def set_aside(state: State, stage: StageState) -> list[Hotkey]:
-    """Whose uploads do not count for now: offenders named within γ, unless nobody else is there."""
-    if not state.poison.named_at:
-        return []
-    replicas, gamma_s = state.replicas(stage.stage), state.spec.score.gamma_s
-    named = [m.hotkey for m in replicas if state.at - state.poison.named_at.get(m.hotkey, -gamma_s - 1) <= gamma_s]
-    return sorted(named) if len(named) < len(replicas) else []
+def set_aside(state: State, asked: list[Miner]) -> list[Hotkey]:
+    """Whose uploads do not count for now, of those who are asked: offenders named within γ, unless all of them are."""
+    gamma_s, named_at = state.spec.score.gamma_s, state.poison.named_at
+    named = [m.hotkey for m in asked if m.hotkey in named_at and state.at - named_at[m.hotkey] <= gamma_s]
+    return sorted(named) if len(named) < len(asked) else []

@@ -68,7 +68,12 @@ def _problem(state: State, stage: StageState, hotkey: Hotkey, found: Resumes) ->
     before = state.pay.dossiers.get(stage.epoch - 1, {}).get(hotkey)
     if not found.loaded and (before is None or not dossiers.goes_on(before, found.commitments[0])):
         return "the log does not begin where the upload before ended"
+    logged = {one.item for dossier in _of_late(state, stage, hotkey) for one in dossier.log}
+    if any(one.item in logged for one in found.log):
+        return "it names passes that an upload has already"
     given = {item: one for dossier in _of_late(state, stage, hotkey) for item, one in dossier.given.items()}
+    if any(given[one.item].excused for one in found.log if one.item in given):
+        return "a roll-back took back what it goes on from"
     return match_log(found.log, given, ())
 
 

@@ -22,7 +22,7 @@ from subnet.coordination import applying, dossiers, inspecting, overdue, phases,
 from subnet.coordination.effects import Effect, Say
 from subnet.coordination.index import rebuild
 from subnet.coordination.merge_state import CLOSED_KEPT, ClosedMerge, Merge
-from subnet.coordination.merge_work import merge_work_of, open_offers
+from subnet.coordination.merge_work import merge_work_of, open_offers, resume_training
 from subnet.coordination.poison_state import ROLL_BACKS_KEPT, RollBack
 from subnet.coordination.state import StageState, State
 from subnet.protocol.ids import Epoch, Hotkey, Phase
@@ -68,7 +68,9 @@ def _roll_back(state: State, since: int, sentence: str, at: float) -> list[Effec
         if undone[stage.stage]:
             rolling.stages.append(stage.stage)
             effects += _take_up_again(state, stage, undone[stage.stage][0], at)
-        elif stage.merge is None:
+        elif stage.merge is None or stage.merge.step in ("drain", "upload"):
+            if stage.merge is not None:
+                effects += resume_training(state, stage, at, "a roll-back: the epoch begins anew")
             dossiers.excuse(state, stage, stage.epoch, running=True)
             stage.opened_at = at
             _unsettle(state, stage)
@@ -102,7 +104,9 @@ def _unsettle(state: State, stage: StageState) -> None:
     for miner in state.replicas(stage.stage):
         for work in merge_work_of(state, miner):
             routing.withdraw(state, work.item)
-        miner.synced_epoch = -1
+    for miner in state.miners.values():  # the absent too: they may come back with it
+        if miner.stage == stage.stage:
+            miner.synced_epoch = -1
 
 
 def _take_up_again(state: State, stage: StageState, closed: ClosedMerge, at: float) -> list[Effect]:

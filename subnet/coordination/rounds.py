@@ -124,7 +124,6 @@ def _maybe_close(state: State, stage: StageState, at: float) -> list[Effect]:
         return []
     grace_s = state.rules_of(stage.stage).merge.grace_s
     stage.merge = Merge(closed_at=at, deadline=at + grace_s, next_rules=len(state.versions) - 1)
-    stage.merge.excluded = poison.set_aside(state, stage)
     return [Say(phases.move(stage, Phase.UPLOADING, at, Reason.MERGE_RUNNING, sentence))]
 
 
@@ -142,6 +141,7 @@ def _drain(state: State, stage: StageState, merge: Merge, at: float) -> list[Eff
     asked = asked or worked
     if not asked:
         return resume_training(state, stage, at, "no live replica has anything to merge: the epoch goes on")
+    merge.excluded = poison.set_aside(state, asked)
     stage.uploaded_at = at
     merge.step, merge.deadline = "upload", at + spec.upload_deadline_s
     effects: list[Effect] = []

@@ -34,7 +34,7 @@ def _goodput(goodput: float | None, passes: Mapping[str, int]) -> Iterator[str]:
 
 def _resources(report: Mapping[str, Any]) -> Iterator[str]:
     if report["leaks"] is None:
-        return
+        return  # too short a run to tell: only the report has its figures
     for role, measures in report["resources"].items():
         yield f"{role:<9} " + ", ".join(f"{measure} {_course(one)}" for measure, one in measures.items())
     for part, one in report["disk"].items():
@@ -43,8 +43,11 @@ def _resources(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"disk      {part} {_course(one)}{unit}" + (f" ({why})" if why else "")
     for leak in report["leaks"]:
         yield f"leak      {leak}"
+    unknown = report["leaks_not_judged"]
     if not report["leaks"]:
-        yield "leaks     none: nothing grows beyond its bound"
+        yield "leaks     none: nothing is known to grow beyond its bound"
+    if unknown:
+        yield f"leaks     not judged, too few or too different samples: {', '.join(unknown)}"
 
 
 def _course(one: Mapping[str, Any]) -> str:

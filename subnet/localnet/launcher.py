@@ -130,7 +130,7 @@ class LocalNet:
                 self._orchestrator.plan.run_finished()
                 if last or waited_s > LAST_EVALUATION_TIMEOUT_S or not self._evaluates():
                     return
-            else:
+            elif finished_at is None:
                 self._lines(self._chain.inject(self._elapsed_s()))
                 self._lines(self._orchestrator.inject(self._elapsed_s()))
                 self._lines(await self._miners.inject(self._elapsed_s()))

@@ -119,6 +119,11 @@ def _centred(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(t - t_mean, y - y_mean) for t, y in line]
 
 
+def is_known(found: Course, bound_per_h: float) -> bool:
+    """Whether a growth by the bound would have been seen."""
+    return found.slope is not None and SURE * found.slope.error_per_h <= bound_per_h
+
+
 def leak(role: str, measure: str, found: Course | None, bound_per_h: float) -> Leak | None:
     """Whether a measure surely grows faster than it may."""
     if found is None or found.slope is None or found.slope.sure_per_h <= bound_per_h:

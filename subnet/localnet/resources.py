@@ -125,6 +125,11 @@ class Resources:
                 part: {**shown(found), "grows_by_design": GROWS_BY_DESIGN.get(part)} for part, found in disk.items()
             },
             "leaks": [str(one) for one in judged(courses, disk)] if self._is_long_enough() else None,
+            "leaks_not_judged": [
+                f"{role}: {measure}"
+                for (role, measure), one in courses.items()
+                if not leaks.is_known(one, allowed(PROCESS_BOUNDS[measure], one))
+            ],
         }
 
     def _is_long_enough(self) -> bool:

@@ -129,7 +129,8 @@ async def _read(journal: Journal, snapshot: Snapshot) -> _Saved | str:
 def rules_digest() -> Digest:
     """Of the sources that a fold depends on. Another version of msgspec or Python does not fold otherwise."""
     root = Path(coordination.__path__[0]).parent
-    files = sorted(path for folder in _FOLDING for path in (root / folder).glob("*.py"))
+    files = sorted(path for folder in _FOLDING for path in (root / folder).rglob("*.py"))
+    files += [path for path in (root / "orchestrator" / "publication.py", Path(__file__)) if files]
     if not files:
         raise InvariantViolation(f"no sources lie below {root}, so snapshots cannot say which code made them")
     parts = (part for path in files for part in (str(path.relative_to(root)).encode(), path.read_bytes()))

@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
             if asked.table:
                 from subnet.simulation import table
 
-                return table.main(asked.seeds or table.SEEDS, asked.processes, _date(), README if asked.readme else None)
+                seeds, readme = asked.seeds or table.SEEDS, README if asked.readme else None
+                return table.main(seeds, asked.processes, _date(), readme)
             if asked.seeds:
                 from subnet.simulation import storms
 

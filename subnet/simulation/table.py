@@ -26,7 +26,8 @@ OWN_LOG: dict[str, str] = {
     FaultName.FULL_DISK: "its operator: one line that names the disk",
 }
 HEAD = (
-    "| fault | injected | survived | passes lost | goodput | longest until work went on | who is told what |",
+    "| fault | injected | survived | passes lost | goodput | longest from its end to the next credited pass"
+    " | who is told what |",
     "|---|---:|---:|---:|---:|---:|---|",
 )
 
@@ -40,8 +41,8 @@ def main(seeds: int, processes: int, date: str, readme: Path | None = None) -> i
         outcomes = list(outcomes_of(range(seeds), processes, name, FAULTS_PER_WORLD))
         lines.append(_line(name, outcomes, usual))
         broken += [outcome for outcome in outcomes if outcome.broken]
-    said = f"Measured {date} with `python -m subnet.simulation --table --seeds {seeds}`: {seeds} small worlds a line, up to"
-    said += f" {FAULTS_PER_WORLD} faults of that kind in each; seconds are virtual."
+    said = f"Measured {date} with `python -m subnet.simulation --table --seeds {seeds}`: {seeds} small worlds a line,"
+    said += f" up to {FAULTS_PER_WORLD} faults of that kind in each; seconds are virtual."
     block = "\n".join((said, "", *HEAD, *lines))
     print(block)
     if readme is not None:

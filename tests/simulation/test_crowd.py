@@ -88,7 +88,7 @@ def test_the_words_at_the_end_name_the_figures(calm: Crowd) -> None:
 
 def test_equal_seeds_give_equal_runs() -> None:
     """5. A failing seed is a reproduction only if it fails again: every envelope and every answer is the same."""
-    orders: dict[str, Any] = dict(hours=0.4, faults="mixed=20,orchestrator=1,departure=1")
+    orders: dict[str, Any] = dict(hours=0.4, faults="mixed=20,orchestrator-crash=1,mass-departure=1")
     first, second, other = crowd(**orders), crowd(**orders), crowd(**orders, seed=8)
     assert first.checks.digest == second.checks.digest != other.checks.digest
     assert first.state == second.state
@@ -108,7 +108,7 @@ def test_a_run_survives_every_kind_of_fault(fault: Fault) -> None:
 
 def test_mixed_faults_are_survived_and_goodput_is_still_counted() -> None:
     """7. Fifty-five faults among forty miners in an hour: epochs go on ending."""
-    struck = crowd(40, 2, 1.0, faults="mixed=50,orchestrator=2,chain=1,departure=1,wipe-out=1")
+    struck = crowd(40, 2, 1.0, faults="mixed=50,orchestrator-crash=2,chain-outage=1,mass-departure=1,wipe-out=1")
     figures = crowd_report.figures(struck, 1.0, 1.0)
     assert sum(struck.faults.injected.values()) == 55 and struck.faults.processes_killed > 20
     assert min(figures["epochs"]) >= 1 and 0.2 < figures["goodput"] < 1.0

@@ -201,7 +201,7 @@ def test_a_failing_seed_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any
 def test_the_fault_table(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """16. The README's table has a line for each fault, with what the worlds of that line counted."""
     monkeypatch.setattr(table, "FaultName", (FaultName.KILL, FaultName.DROP))
-    assert table.main(1, 1) == 0
+    assert table.main(1, 1, "2026-01-01") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| none", "| kill", "| drop"]
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| none", "| kill", "| drop"]
     assert "unavailable" in lines[-1]

@@ -241,6 +241,22 @@ def test_bad_published_parameters_are_published_again(worlds: Worlds) -> None:
     world.bad_objects[bad] = Reason.BAD_DIGEST
     world.auto = True
     world.do_errands()
-    assert publisher not in world.merge().published and world.merge().misprinted == [publisher]
+    assert publisher not in world.merge().published and world.merge().misprinted == {publisher: 1}
     world.work_until(lambda: world.stage().epoch == 1)
     assert world.stage().parameters.key != bad and world.miner(publisher).faults == 1
+
+
+def test_a_liar_of_two_cannot_hold_up_the_epoch(worlds: Worlds) -> None:
+    """The publisher of two replicas says that it reached something else and stores garbage; one against one, its word
+    would win for ever. Its word counts no more: the other one publishes, and the epoch turns without the liar."""
+    world = worlds(num_stages=1, num_microbatches_min=2)
+    world.join("a", "b")
+    world.to_step("apply")
+    liar = next(n for n in "ab" if any(w.publish_parameters for w in world.players[n].works(m.ApplyWork)))
+    work = world.players[liar].the(m.ApplyWork)
+    world.bad_objects[work.publish_parameters.key] = Reason.BAD_DIGEST
+    world.do(liar, work, parameters_digest="f" * 64, momentum_digest="f" * 64)
+    assert world.merge().misprinted == {liar: 1} and not world.merge().published
+    other = "ab".replace(liar, "")
+    world.work_until(lambda: world.stage().epoch == 1, names=[other])
+    assert world.stage().parameters.digest != "f" * 64 and world.miner(other).faults == 0

@@ -200,3 +200,15 @@ def test_passes_that_never_counted_do_not_count_now(courts: Courts) -> None:
     assert len(found.log) > counted and len(book.log) == len(found.log)
     assert comes_back(court, found)
     assert world.stage().contributions[A] == counted
+
+
+def test_what_an_upload_has_is_not_counted_again(courts: Courts) -> None:
+    """In the next epoch a process claims to go on from passes that are in the merge already: it starts afresh."""
+    court = courts("a", "b", num_microbatches_min=12)
+    trained(court, 5)
+    found = left_on_disk(court)
+    court.to_epoch(1)
+    stage = court.world.stage()
+    again = msgspec.structs.replace(found, epoch=1, anchor=stage.parameters.digest)
+    assert not comes_back(court, again)
+    assert A not in stage.contributions
