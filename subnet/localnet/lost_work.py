@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from msgspec import Struct, field
 
-from subnet.coordination.merge_state import Merge
+from subnet.coordination.merge_state import CLOSED_KEPT, Merge
 from subnet.coordination.state import Offer, StageState, State
 from subnet.protocol.ids import Hotkey, ItemId, Pass
 from subnet.protocol.messages import PassWork
@@ -47,6 +47,8 @@ class Fate(StrEnum):
     """The upload was taken out of the merge as bad."""
     WITHDRAWN = "withdrawn"
     """Its credit was taken back."""
+    UNDONE = "undone"
+    """In a merge that poisoned the run: it was taken back, and dropped or done again without this."""
 
 
 class _Given(Struct):
@@ -61,6 +63,7 @@ class _Merging(Struct):
     """A stage's merge in progress: the state's own object, and the passes behind each upload."""
 
     merge: Merge
+    epoch: int
     asked: dict[Hotkey, list[int]] = field(default_factory=dict)
     sessions: dict[Hotkey, str] = field(default_factory=dict)
 
@@ -78,6 +81,8 @@ class LostWork:
         self._gone: dict[tuple[int, Hotkey], list[int]] = {}
         """Progress of a session that ended: counted as lost until its miner goes on from it."""
         self._merging: dict[int, _Merging] = {}
+        self._settled: dict[tuple[int, int], dict[Hotkey, tuple[Fate, list[int]]]] = {}
+        """What became of the latest merges, by (stage, epoch): a roll-back takes it back."""
 
     def note(self, state: State) -> None:
         """The state after one more record."""
@@ -124,11 +129,26 @@ class LostWork:
             self._merge_ended(state, stage, self._merging.pop(stage.stage))
         merge = stage.merge
         if merge is not None and merge.weights and stage.stage not in self._merging:
-            asked = {hotkey: self._progress.pop((stage.stage, hotkey), []) for hotkey in merge.weights}
+            if merge.redone:
+                asked = self._taken_back(stage)
+            else:
+                asked = {hotkey: self._progress.pop((stage.stage, hotkey), []) for hotkey in merge.weights}
             sessions = {hotkey: state.miners[hotkey].session for hotkey in merge.weights}
-            self._merging[stage.stage] = _Merging(merge, asked, sessions)
+            self._merging[stage.stage] = _Merging(merge, stage.epoch, asked, sessions)
         for key in [key for key in {**self._progress, **self._gone} if key[0] == stage.stage]:
             self._compare(state, stage, key)
+
+    def _taken_back(self, stage: StageState) -> dict[Hotkey, list[int]]:
+        """A merge is done again: its passes are open once more, those of the merges after it are lost."""
+        again: dict[Hotkey, list[int]] = {}
+        for key in [key for key in self._settled if key[0] == stage.stage and key[1] >= stage.epoch]:
+            for hotkey, (fate, passes) in self._settled.pop(key).items():
+                self.counts[fate] -= sum(passes)
+                if key[1] == stage.epoch:
+                    again[hotkey] = passes
+                else:
+                    self.counts[Fate.UNDONE] += sum(passes)
+        return again
 
     def _compare(self, state: State, stage: StageState, key: tuple[int, Hotkey]) -> None:
         """What a replica's progress lost since, or found again."""
@@ -155,11 +175,16 @@ class LostWork:
     def _merge_ended(self, state: State, stage: StageState, merging: _Merging) -> None:
         merge = merging.merge
         counted = {entry.hotkey for entry in merge.manifest} if stage.merges and stage.epoch > 0 else set()
+        settled = self._settled[stage.stage, merging.epoch] = dict[Hotkey, tuple[Fate, list[int]]]()
+        for key in [key for key in self._settled if key[0] == stage.stage and key[1] < merging.epoch - CLOSED_KEPT]:
+            del self._settled[key]
         for hotkey, passes in merging.asked.items():
             if hotkey in counted:
                 fate = Fate.MERGED
             elif hotkey in merge.excluded:
                 fate = Fate.EXCLUDED
+            elif merge.redone:
+                fate = Fate.UNDONE
             elif merge.weights.get(hotkey) == 0:
                 fate = Fate.TOO_LITTLE
             elif not state.miners[hotkey].live or state.miners[hotkey].session != merging.sessions[hotkey]:
@@ -167,6 +192,7 @@ class LostWork:
             else:
                 fate = Fate.UPLOAD_LATE
             self.counts[fate] += sum(passes)
+            settled[hotkey] = fate, passes
 
 
 def _given(state: State, offer: Offer, work: PassWork) -> _Given:

@@ -10,6 +10,7 @@ import pytest
 from subnet.coordination import routing
 from subnet.coordination.merge_state import InspectMerge, Upload
 from subnet.coordination.status import status
+from subnet.localnet.lost_work import Fate, LostWork
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Hotkey, Pass, Phase
 from subnet.protocol.reasons import Reason
@@ -286,3 +287,26 @@ def test_the_outer_step_overflows(worlds: Worlds) -> None:
     go_on(world, 1)
     assert set(world.state.poison.roll_backs[0].offenders) == {"c"}
     assert world.stage().merges[-1].replicas == 3 and world.miner("a").faults == 0
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_where_the_passes_of_an_undone_merge_go(worlds: Worlds, named: bool) -> None:
+    """A merge is taken back and done again without one upload, or dropped: every pass is still in one place, and what
+    counts as merged is what the state counts."""
+    world = worlds(num_stages=2)
+    lost = LostWork()
+    lost.note(world.state)
+    world.watch = lambda envelope, reply: lost.note(world.state)
+    world.join(*"abcdef")
+    world.work_until(lambda: all(stage.epoch >= 1 for stage in world.state.stages))
+    liar = world.of_stage(1)[0]
+    if named:
+        spoilt_by(world, liar)
+    losses(world, lambda hotkey, work: True)
+    world.work_until(lambda: world.state.poison.rolling is not None)
+    calm(world)
+    go_on(world, 3)
+    totals = lost.totals(world.state)
+    assert sum(totals.values()) == world.state.passes_started and min(totals.values()) >= 0
+    assert totals[Fate.MERGED] == world.state.passes_merged
+    assert totals[Fate.EXCLUDED if named else Fate.UNDONE] > 0
