@@ -160,12 +160,16 @@ class Storm:
         self._waiting.clear()
 
     async def _calm(self, world: StormWorld) -> None:
-        """Everything works again, and everybody is back."""
+        """Everything works again, and everybody is back; for each that an audit has convicted, as it convicts machines
+        whose bytes flip on their way, somebody new comes: without them a stage may have no honest replica left."""
         if not world.listens:
             await world.start_orchestrator()
         if not finished(world.state):
-            for one in world.machines.values():
+            convicted = sum(one.failed_at is not None for one in world.state.pay.standing.values())
+            for one in list(world.machines.values()):
                 await world.switch_on_again(one)
+            for number in range(convicted):
+                await world.switch_on(f"newcomer{number}", 0.5)
 
     # ---- what came of it ---------------------------------------------------------------------------------------------
 
