@@ -27,6 +27,8 @@ from subnet.transport.base import ControlClient
 
 ANSWER_MARGIN_S = 10.0
 """Waited for an answer beyond the time an exchange is held open."""
+SHORTEST_WAIT_S = 0.001
+"""What is due sooner is waited for so long, or a rounding error of the clock would be waited for again and again."""
 LAST_WORDS_S = 3.0
 """Time to hand in what is finished once the run is over."""
 _JOIN_AGAIN = frozenset({Reason.NOT_JOINED, Reason.WRONG_SPEC, Reason.SILENT})
@@ -131,6 +133,8 @@ class Line:
     async def _wait(self, seconds: float | None) -> None:
         if self._finished_at is not None:
             seconds = min(LAST_WORDS_S, LAST_WORDS_S if seconds is None else seconds)
+        if seconds is not None:
+            seconds = max(seconds, SHORTEST_WAIT_S)
         try:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()

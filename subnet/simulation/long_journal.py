@@ -16,13 +16,14 @@ import msgspec
 
 from subnet import presets
 from subnet.coordination import machine
-from subnet.coordination.effects import Deliver, DrawSecret, Effect
+from subnet.coordination.effects import CheckObject, Deliver, DrawSecret, Effect
 from subnet.coordination.state import State
 from subnet.errors import InvariantViolation
 from subnet.merging.compression import CHUNK_VALUES
 from subnet.protocol import draw, keys
 from subnet.protocol import messages as m
 from subnet.protocol.ids import Digest, Hotkey, ItemId, Pass, RunId
+from subnet.protocol.reasons import Reason
 from subnet.protocol.run_spec import DataFile, DataSpec, RunSpec
 
 RUN = RunId("long")
@@ -141,6 +142,8 @@ class LongRun:
         match effect:
             case DrawSecret():
                 self._own.append(m.SecretDrawn(epoch=effect.epoch, secret=digest("secret", effect.epoch)))
+            case CheckObject():
+                self._own.append(m.ObjectChecked(key=effect.source.key, reason=Reason.OK))
             case Deliver() if effect.hotkey != asking and self._players[effect.hotkey].is_waiting:
                 player = self._players[effect.hotkey]
                 player.asked += 1  # the end of its heartbeat is void

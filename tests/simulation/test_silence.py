@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from subnet.coordination.notices import finished
+from subnet.coordination.routing import due
 from subnet.coordination.state import State
 from subnet.errors import Unavailable
 from subnet.protocol.ids import Digest, Hotkey
@@ -109,8 +110,10 @@ async def test_a_death_is_noticed_within_two_heartbeats(make_world: MakeWorld, l
             died_at = loop.time()
             await world.until(lambda state, victim=victim: not state.miners[victim].live, 60.0)
             assert loop.time() - died_at <= 2 * HEARTBEAT_S
-            assert pieces <= _waiting(world.state) and not world.state.miners[victim].offers
-            items += len(pieces)
+            batches = world.state.micro_batches  # its last words may have been under way: then a piece is done
+            due_still = {p for p in pieces if p[0] in batches and due(batches[p[0]]) == (p[1], p[2])}
+            assert due_still <= _waiting(world.state) and not world.state.miners[victim].offers
+            items += len(due_still)
             await world.start(victim, compute_s=1.5 + number % 6)
     assert items >= 5, "nobody was killed at work"
 
