@@ -41,7 +41,8 @@ def make_spec(miners: int, stages: int) -> RunSpec:
     data = DataSpec(tokenizer=file, train=(file,), validation=(file,), micro_batch_size=8, seq_len=128)
     preset = presets.laptop(presets.Size(miners, stages, 1))
     spec = presets.run_spec(preset, run_id=RUN, seed=7, num_stages=stages, data=data)
-    return msgspec.structs.replace(spec, audit=msgspec.structs.replace(spec.audit, rate=0.0))
+    settled = msgspec.structs.replace(spec.routing, rebalance_after_s=86_400.0)  # its players stay in their stages
+    return msgspec.structs.replace(spec, audit=msgspec.structs.replace(spec.audit, rate=0.0), routing=settled)
 
 
 class Player:
