@@ -83,8 +83,6 @@ class Miner(Struct):
     """A hotkey that joined at least once."""
 
     hotkey: Hotkey
-    number: int
-    """Its session's place in the order of all joins."""
     stage: Stage
     session: str
     device: str
@@ -93,6 +91,8 @@ class Miner(Struct):
     live: bool
     synced_epoch: int
     """The epoch whose start parameters it holds; passes are given only while this is the stage's epoch."""
+    number: int = 0
+    """Its session's place in the order of all joins."""
     ready: bool = False
     """Whether it has exchanged since it joined: before that it is still loading."""
     free_slots: int = 0
