@@ -118,7 +118,8 @@ def _expected(hint: Any, meta: Meta) -> str:
     if hint.__origin__ is str:
         return f"the {meta.description}"
     number = "a whole number" if hint.__origin__ is int else "a number"
-    limits = f" from {meta.ge}" + ("" if meta.le is None else f" to {meta.le}")
+    least = f" above {meta.gt:g}, up" if meta.gt is not None else f" from {meta.ge}"
+    limits = least.removesuffix(", up") if meta.le is None else f"{least} to {meta.le}"
     return f"{number}{limits} ({meta.description})"
 
 

@@ -1,7 +1,8 @@
 """The outer step of a stage's merge: every replica applies it, one publishes the result, the epoch turns.
 
 Law: replicas that agree bit for bit go on; one that differs, or came too late, loads the published parameters instead.
-The epoch does not turn before its successor's parameters lie in the store, so a joiner always finds them.
+The epoch does not turn before its successor's parameters lie in the store and were looked at, so a joiner always finds
+them. Who stores other bytes than it spoke of is asked no more while there is anybody else.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from subnet.protocol.reasons import Reason
 
 NORM_EPOCHS = 5
 MISPRINTS_MAX = 3
+"""Bad publications of one merge after which a replica's session ends."""
 
 Anchor = tuple[Digest, Digest]
 """Digests of a stage's parameters and momentum: equal on all honest replicas."""

@@ -162,7 +162,10 @@ def restart(state: State, stage: StageState, merge: Merge, hotkey: Hotkey) -> st
     merge.attempt += 1
     merge.assignments, merge.reduced, merge.handed, merge.handed_on = (), {}, 0, {}
     merge.recomputing, merge.recomputed = {}, {}
-    merge.checking, merge.unheeded = {}, {}
+    # another upload that is looked at must not slip in because this one was found first
+    kept = {upload.source.key for name, upload in merge.uploads.items() if name not in merge.excluded}
+    merge.checking = {key: accusers for key, accusers in merge.checking.items() if key in kept}
+    merge.unheeded = {}
     return _again(state, stage, merge, "a bad pseudo-gradient was excluded: the shards are reduced again")
 
 

@@ -15,13 +15,16 @@ def _about(sentence: str, **limits: Any) -> Meta:
     return Meta(description=sentence, extra=extra, **limits)
 
 
+CROWD_SEED = 7
+
+
 class SimulationConfig(Config, frozen=True, kw_only=True):
     """`python -m subnet.simulation`: a crowd of miners in virtual time, or many small worlds (--seeds)."""
 
     miners: Annotated[int, _about("miners of the crowd", ge=1, le=100_000)] = 200
     stages: Annotated[int, _about("stages the model is cut into", ge=1, le=64)] = 4
     hours: Annotated[float, _about("virtual hours to simulate", gt=0, le=10_000)] = 2.0
-    seed: Annotated[int, _about("seed of everything that is drawn in the crowd", ge=0, le=2**31)] = 7
+    seed: Annotated[int, _about("seed of everything that is drawn in the crowd", ge=0, le=2**31)] = CROWD_SEED
     faults: Annotated[
         str,
         _about(
@@ -47,6 +50,10 @@ class SimulationConfig(Config, frozen=True, kw_only=True):
     readme: Annotated[bool, _about("with --table: put it into README.md")] = False
 
     def __post_init__(self) -> None:
+        if self.seeds and self.seed != CROWD_SEED:
+            raise ConfigError(
+                "--seed", "it is of a crowd, and --seeds runs small worlds", "name the first one with --first-seed"
+            )
         if not self.seeds and self.miners < self.stages:
             raise ConfigError(
                 "--miners",

@@ -79,7 +79,9 @@ def names_of(faults: str | None) -> tuple[FaultName, ...]:
         return ()
     unknown = sorted(set(asked) - set(FaultName))
     if unknown:
-        raise ConfigError("--faults", f"{unknown[0]!r} is not known", f"choose of {', '.join(FaultName)}")
+        name = unknown[0].partition("=")[0]
+        alone = f"with --seeds give names alone: {name}" if name in set(FaultName) else ""
+        raise ConfigError("--faults", f"{unknown[0]!r} is not known", alone or f"choose of {', '.join(FaultName)}")
     return tuple(FaultName(name) for name in asked) or tuple(FaultName)
 
 
